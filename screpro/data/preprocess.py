@@ -1,0 +1,57 @@
+"""From integer counts to what the networks read: log1p of counts per ten thousand."""
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from screpro.errors import ScreproError
+
+__all__ = ["log_normalise"]
+
+
+def log_normalise(adata: AnnData, *, target_sum: float = 1e4) -> AnnData:
+    """Preprocess as scDiff does for every data set (appendix E.2 and the authors' code).
+
+    In this order: make gene names unique, drop genes seen in no cell, drop cells without a count, keep the
+    counts as layer ``counts``, scale every cell to a total of `target_sum`, take log(1 + x). No gene
+    selection, no z-scores.
+
+    Parameters
+    ----------
+    adata
+        Integer counts in ``X``, cells x genes, sparse or dense.
+    target_sum
+        Total of every cell after scaling.
+
+    Returns
+    -------
+    AnnData
+        A new object: ``X`` CSR float32 of log1p counts per `target_sum`, ``layers["counts"]`` CSR float32.
+
+    Raises
+    ------
+    ScreproError
+        If nothing is left after dropping empty genes and cells.
+    """
+    counts = sp.csr_matrix(adata.X, dtype=np.float32)
+    counts.eliminate_zeros()
+    genes = np.flatnonzero(counts.getnnz(axis=0) > 0)
+    cells = np.flatnonzero(counts.getnnz(axis=1) > 0)
+    if not len(genes):
+        raise ScreproError(
+            "A count matrix has to hold at least one count.",
+            got=f"{adata.n_obs} cells x {adata.n_vars} genes, all zero",
+            fix="check that X (or the layer you named) is the count matrix",
+        )
+    kept = adata[cells].copy()
+    kept.var_names_make_unique()
+    kept = kept[:, genes].copy()
+    counts = counts[cells][:, genes].tocsr()
+
+    x = counts.astype(np.float64)
+    scale = target_sum / np.asarray(x.sum(axis=1)).ravel()
+    x.data *= np.repeat(scale, np.diff(x.indptr))
+    np.log1p(x.data, out=x.data)
+    kept.X = x.astype(np.float32)
+    kept.layers = {"counts": counts}
+    return kept

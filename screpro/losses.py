@@ -1,0 +1,156 @@
+"""Training losses, written so that nothing of size cells x genes is formed that need not be."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from screpro.models.scdiff import ScDiff, time_embedding
+from screpro.processes.gaussian import Schedule
+from screpro.sparse import SparseCells, sparse_matmul
+
+__all__ = ["DenoisingLoss", "denoising_error", "linear_squared_error"]
+
+
+class _LinearSquaredError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor, cells: SparseCells) -> Tensor:
+        x = cells.values
+        gram = weight.T @ weight  # (D, D)
+        projected = cells.rows_times(x, weight)  # (B, D) W^T x
+        shift = weight.T @ bias
+        h_gram = h @ gram
+        norm = torch.zeros(cells.shape[0], dtype=x.dtype, device=x.device)
+        # |x|^2 - 2 b.x, summed over the entries of each cell
+        norm.index_add_(0, cells.cell_of_value, x * (x - 2 * bias[cells.genes]))
+        error = norm + (h * (h_gram - 2 * projected + 2 * shift)).sum(-1) + bias @ bias
+        ctx.save_for_backward(h, weight, bias, h_gram - projected + shift)
+        ctx.cells = cells
+        return error
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        h, weight, bias, slope = ctx.saved_tensors
+        cells = ctx.cells
+        weighted = grad[:, None] * h
+        grad_weight = torch.addmm(torch.outer(bias, weighted.sum(0)), weight, h.T @ weighted)
+        grad_weight -= cells.columns_times(cells.values, weighted)
+        grad_bias = weight @ weighted.sum(0) + bias * grad.sum()
+        grad_bias -= cells.columns_times(cells.values, grad[:, None].contiguous())[:, 0]
+        return 2 * grad[:, None] * slope, grad_weight.mul_(2), grad_bias.mul_(2), None
+
+
+def linear_squared_error(h: Tensor, weight: Tensor, bias: Tensor, cells: SparseCells) -> Tensor:
+    """Sum over genes of (W h + b - x)^2 for every cell, (B, D) -> (B,), without forming W h.
+
+    The square is expanded: h' (W'W) h - 2 h' W'(x - b) + |x - b|^2. With W'W of D x D and sparse x that is
+    cheaper than the product W h as soon as a batch has more cells than the network is wide, and no (B, G) matrix
+    of predictions and residuals is written or read.
+    """
+    return _LinearSquaredError.apply(h, weight, bias, cells)
+
+
+def denoising_error(
+    model: ScDiff,
+    cells: SparseCells,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    schedule: Schedule,
+    visible: Tensor,
+    conditions: Mapping[str, Tensor],
+    batch: Tensor | None,
+) -> Tensor:
+    """Squared error of x_theta per cell, mean over all genes (eq. 9): (B,).
+
+    Parameters
+    ----------
+    cells
+        Clean expression x_0, (B, G).
+    t
+        (B,) time steps.
+    noise
+        (B, G) standard normal.
+    visible
+        (nnz,) 1 where an entry of `cells` may be looked at as context, 0 where it is hidden.
+    conditions, batch
+        As for ``ScDiff.forward``.
+    """
+    noisy, context = model.embedder, model.context
+    clean_projected = sparse_matmul(cells, cells.values, noisy.table)
+    projected = schedule.signal[t, None] * clean_projected + schedule.noise[t, None] * (noise @ noisy.table)
+    h = noisy.after_table(projected) + time_embedding(t, model.config.width)
+    seen = sparse_matmul(cells, cells.values * visible, context.embedder.table)
+    lists = [context.tokens(context.embedder.after_table(seen))]
+    lists += [model.conditioners[name](conditions[name]) for name in model.conditioners]
+    h = model.with_batch(model.encode(h, [list(block) for block in zip(*lists, strict=True)]), batch)
+    return linear_squared_error(h, model.head.weight, model.head.bias, cells) / cells.shape[1]
+
+
+class DenoisingLoss:
+    """scDiff's training loss on the rows of a matrix (protocol 2.2): give it to ``training.fit``.
+
+    Per cell: one step t, uniform; Gaussian noise on the full x_0; a share r ~ U(0, 1) of the genes hidden from the
+    context, all of them with probability `empty_context`; each label replaced by null (row 0) with probability
+    `drop`, independently.
+
+    Parameters
+    ----------
+    x
+        (n, G) CSR, log-normalised.
+    conditions
+        Labels (n,) per class conditioner, 0 reserved for null.
+    batch
+        Rows of the batch table (n,), or None.
+    drop
+        Probability of the null label, by condition name (``"batch"`` for the batch); names left out are never
+        dropped.
+    """
+
+    def __init__(
+        self,
+        x: sp.csr_matrix,
+        *,
+        schedule: Schedule,
+        conditions: Mapping[str, np.ndarray],
+        batch: np.ndarray | None = None,
+        drop: Mapping[str, float] | None = None,
+        empty_context: float = 0.25,
+    ):
+        self.x = sp.csr_matrix(x, dtype=np.float32)
+        self.schedule = schedule
+        labels = dict(conditions) | ({} if batch is None else {"batch": batch})
+        self.labels = {name: torch.as_tensor(value, dtype=torch.int64) for name, value in labels.items()}
+        self.drop = dict(drop or {})
+        self.empty_context = empty_context
+        self._noise: Tensor | None = None
+
+    def __call__(self, model: ScDiff, rows: Tensor, generator: torch.Generator) -> Tensor:
+        device = generator.device
+        n, (_, n_genes) = len(rows), self.x.shape
+        cells = SparseCells.from_scipy(self.x[rows.cpu().numpy()], device)
+        self.schedule = self.schedule.to(device)
+        t = torch.randint(self.schedule.steps, (n,), generator=generator, device=device)
+        hidden_share = torch.rand(n, generator=generator, device=device)
+        always = torch.rand(n, generator=generator, device=device) < self.empty_context
+        hidden_share = hidden_share.masked_fill(always, 1.0)
+        # hiding a zero changes nothing, so only the entries that are stored need a draw
+        draw = torch.rand(len(cells.values), generator=generator, device=device)
+        visible = (draw >= hidden_share[cells.cell_of_value]).float()
+        if self._noise is None or self._noise.shape[0] < n or self._noise.device != device:
+            self._noise = torch.empty(n, n_genes, device=device)  # a fresh one each step costs page faults
+        noise = self._noise[:n].normal_(generator=generator)
+        labels = {}
+        for name, every in self.labels.items():
+            label = every.to(device)[rows]
+            if share := self.drop.get(name, 0.0):
+                dropped = torch.rand(n, generator=generator, device=device) < share
+                label = label.masked_fill(dropped, 0)
+            labels[name] = label
+        batch = labels.pop("batch", None)
+        error = model.denoising_error(
+            cells, t, noise, schedule=self.schedule, visible=visible, conditions=labels, batch=batch
+        )
+        return error.mean()

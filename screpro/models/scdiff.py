@@ -1,0 +1,359 @@
+"""The scDiff denoiser x_theta(x_t, c, t): section 2.3, equations 10 to 14 and 20 to 22, Figures 1 and 4.
+
+Letters in shape comments: B cells, G genes, D width, L blocks, H heads, S condition tokens, R rows of a table.
+
+Where this differs from the paper (following the authors' code, with which it agrees to 1e-5):
+- eq. 10: after the gene table come GELU and LayerNorm, and the context has a gene table of its own.
+- eq. 11: class conditioners are one lookup table per block, without an MLP. Row 0 of cell type and batch is the
+  null label.
+- eq. 19: the printed embedding has no frequency ladder; this is the usual sinusoid of the integer step, laid out
+  [cos | sin], added after the embedder's LayerNorm.
+- eq. 20: context outputs are consumed deepest first, and so is every conditioner's list of tables.
+- eq. 21 and 22: scaled attention with a pre-LayerNorm on the query only, biases, residual connections, and a
+  gated feed-forward (value x GELU(gate)) four widths wide.
+- eq. 13: LayerNorm comes before the batch embedding is added; the sum is not normalised again.
+Where this differs from the code: names (``from_authors`` translates theirs), an unused third LayerNorm per block
+is dropped, and keys and values are computed once per distinct condition instead of once per cell.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from screpro.errors import ScreproError
+
+__all__ = ["ClassConditioner", "ScDiff", "ScDiffConfig", "Tokens", "from_authors", "time_embedding"]
+
+
+@dataclass(frozen=True)
+class ScDiffConfig:
+    """Sizes of the network; the defaults are the paper's (appendix E.1)."""
+
+    n_genes: int
+    width: int = 512
+    depth: int = 6
+    heads: int = 8
+    head_width: int | None = None  # None: width / heads
+    classes: Mapping[str, int] = field(default_factory=dict)  # rows of each class table, the null row included
+    n_batches: int = 0  # rows of the batch table, the null row included; 0: no batch embedding
+
+
+class Tokens(NamedTuple):
+    """One condition token per cell for one block: cell i has token ``rows[index[i]]``.
+
+    `rows` is (R, D), or anything that broadcasts against the cells when `index` is None.
+    """
+
+    rows: Tensor
+    index: Tensor | None = None
+
+
+def time_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoid of the integer time step, (B,) -> (B, D): [cos | sin] over a ladder of periods up to 10 000."""
+    half = width // 2
+    exponent = -math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float32) / half
+    # vectorised float32 exp is off by a few units in the last place, which t = 999 turns into 1e-5
+    angle = t.float()[..., None] * exponent.double().exp().float()
+    wave = torch.cat([angle.cos(), angle.sin()], dim=-1)
+    return F.pad(wave, (0, width - 2 * half))  # an odd width ends in a zero
+
+
+class GeneEmbedder(nn.Module):
+    """Expression (B, G) -> (B, D): gene table, GELU, LayerNorm (eq. 10)."""
+
+    def __init__(self, n_genes: int, width: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(n_genes, width) * 0.005)  # (G, D)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after_table(x @ self.table)
+
+    def after_table(self, projected: Tensor) -> Tensor:
+        """What follows the gene table; the classifier enters here, having projected already."""
+        return self.norm(F.gelu(projected))
+
+
+class ContextConditioner(nn.Module):
+    """Visible expression -> one token per block, all from one MLP, deepest output first (eq. 20, Fig. 4)."""
+
+    def __init__(self, n_genes: int, width: int, depth: int):
+        super().__init__()
+        self.embedder = GeneEmbedder(n_genes, width)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"linear": nn.Linear(width, width), "norm": nn.LayerNorm(width)}) for _ in range(depth)
+        )
+
+    def forward(self, visible: Tensor) -> list[Tokens]:
+        return self.tokens(self.embedder(visible))
+
+    def tokens(self, h: Tensor) -> list[Tokens]:
+        """What follows the embedder, (B, D)."""
+        outputs = []
+        for layer in self.layers:
+            h = layer["norm"](F.gelu(layer["linear"](h)))
+            outputs.append(Tokens(h))
+        return outputs[::-1]
+
+
+class ClassConditioner(nn.Module):
+    """Class label -> one token per block, from one lookup table per block (eq. 11)."""
+
+    def __init__(self, rows: int, width: int, depth: int):
+        super().__init__()
+        self.tables = nn.ParameterList(nn.Parameter(torch.randn(rows, width)) for _ in range(depth))
+
+    def forward(self, label: Tensor) -> list[Tokens]:
+        return [Tokens(table, label) for table in reversed(self.tables)]
+
+
+class CrossAttention(nn.Module):
+    """One query per cell over its S condition tokens (eq. 21, scaled and with biases)."""
+
+    def __init__(self, width: int, heads: int, head_width: int):
+        super().__init__()
+        self.heads, self.scale = heads, head_width**-0.5
+        inner = heads * head_width
+        self.to_q = nn.Linear(width, inner)
+        self.to_k = nn.Linear(width, inner)
+        self.to_v = nn.Linear(width, inner)
+        self.to_out = nn.Linear(inner, width)
+
+    def project(self, tokens: list[Tokens]) -> tuple[Tensor, Tensor]:
+        """Keys and values (..., S, H * head width) in one product over the distinct rows of all tokens."""
+        weight = torch.cat([self.to_k.weight, self.to_v.weight])
+        bias = torch.cat([self.to_k.bias, self.to_v.bias])
+        projected = F.linear(torch.cat([token.rows for token in tokens]), weight, bias)
+        parts = projected.split([len(token.rows) for token in tokens])
+        parts = [
+            part if token.index is None else F.embedding(token.index, part)
+            for part, token in zip(parts, tokens, strict=True)
+        ]
+        keys, values = torch.stack(torch.broadcast_tensors(*parts), dim=-2).chunk(2, dim=-1)
+        return keys, values
+
+    def forward(self, h: Tensor, tokens: list[Tokens]) -> Tensor:
+        keys, values = self.project(tokens)
+        query = (self.to_q(h) * self.scale).unsqueeze(-2)  # (..., 1, H * head width)
+        # S is 1 to 4: products and sums are cheaper than one tiny matrix product per cell and head
+        scores = (query * keys).unflatten(-1, (self.heads, -1)).sum(-1)  # (..., S, H)
+        weights = scores.softmax(dim=-2)
+        mixed = (weights.unsqueeze(-1) * values.unflatten(-1, (self.heads, -1))).sum(dim=-3)  # (..., H, head width)
+        return self.to_out(mixed.flatten(-2))
+
+
+class GatedFeedForward(nn.Module):
+    """Linear D -> 2 x 4D, value * GELU(gate), Linear 4D -> D (the code's form of eq. 22)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.expand = nn.Linear(width, 8 * width)
+        self.contract = nn.Linear(4 * width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        value, gate = self.expand(h).chunk(2, dim=-1)
+        return self.contract(value * F.gelu(gate))
+
+
+class Block(nn.Module):
+    """Cross-attention and feed-forward, each with its pre-LayerNorm and residual (eq. 12)."""
+
+    def __init__(self, width: int, heads: int, head_width: int):
+        super().__init__()
+        self.norm_query = nn.LayerNorm(width)
+        self.attention = CrossAttention(width, heads, head_width)
+        self.norm_feed_forward = nn.LayerNorm(width)
+        self.feed_forward = GatedFeedForward(width)
+
+    def forward(self, h: Tensor, tokens: list[Tokens]) -> Tensor:
+        h = h + self.attention(self.norm_query(h), tokens)
+        return h + self.feed_forward(self.norm_feed_forward(h))
+
+
+class ScDiff(nn.Module):
+    """Predicts the clean expression x_0 of a cell from its noised expression x_t and conditions (eq. 14).
+
+    Parameters
+    ----------
+    config
+        Sizes.
+    conditioners
+        Further conditioners by name (text, graph, ...): modules that turn their input into a list of L
+        ``Tokens``, the first for the first block. Those of ``config.classes`` are made here.
+    """
+
+    def __init__(self, config: ScDiffConfig, conditioners: Mapping[str, nn.Module] | None = None):
+        super().__init__()
+        self.config = config
+        width, depth = config.width, config.depth
+        head_width = config.head_width or width // config.heads
+        self.embedder = GeneEmbedder(config.n_genes, width)
+        self.context = ContextConditioner(config.n_genes, width, depth)
+        self.conditioners = nn.ModuleDict(
+            {name: ClassConditioner(rows, width, depth) for name, rows in config.classes.items()}
+        )
+        self.conditioners.update(conditioners or {})
+        self.blocks = nn.ModuleList(Block(width, config.heads, head_width) for _ in range(depth))
+        self.norm_out = nn.LayerNorm(width)
+        self.batch_table = nn.Parameter(torch.randn(config.n_batches, width)) if config.n_batches else None
+        self.head = nn.Linear(width, config.n_genes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        *,
+        context: Tensor,
+        hidden: Tensor | None = None,
+        conditions: Mapping[str, Tensor] | None = None,
+        batch: Tensor | None = None,
+    ) -> Tensor:
+        """Predict x_0.
+
+        Parameters
+        ----------
+        x_t
+            (B, G) noised log-normalised expression; never masked.
+        t
+            (B,) integer time steps, 0 to T - 1.
+        context
+            (B, G) clean expression that may be looked at.
+        hidden
+            (B, G) bool, true where the context is hidden; None shows all of it.
+        conditions
+            Input of each conditioner by name, e.g. ``{"cell_type": labels (B,)}`` with 0 for null.
+        batch
+            (B,) rows of the batch table; needed exactly if the network has one.
+
+        Returns
+        -------
+        Tensor
+            (B, G) predicted x_0, without an output activation.
+        """
+        visible = context if hidden is None else context.masked_fill(hidden, 0.0)
+        h = self.embedder(x_t) + time_embedding(t, self.config.width)
+        return self.decode(self.encode(h, self.condition_tokens(visible, conditions or {})), batch)
+
+    def condition_tokens(self, visible: Tensor, conditions: Mapping[str, Tensor]) -> list[list[Tokens]]:
+        """Tokens of every block: the context's first, then one per conditioner. Their order has no effect."""
+        if set(conditions) != set(self.conditioners):
+            raise ScreproError(
+                "The network needs the input of each of its conditioners.",
+                got=f"inputs {sorted(conditions)}, conditioners {sorted(self.conditioners)}",
+                fix="pass `conditions` with exactly those names (label 0 is the null cell type)",
+            )
+        lists = [self.context(visible)]
+        lists += [self.conditioners[name](conditions[name]) for name in self.conditioners]
+        return [list(block) for block in zip(*lists, strict=True)]
+
+    def encode(self, h: Tensor, tokens: list[list[Tokens]]) -> Tensor:
+        """Run the blocks and the last LayerNorm: (..., D) -> (..., D)."""
+        for block, own in zip(self.blocks, tokens, strict=True):
+            h = block(h, own)
+        return self.norm_out(h)
+
+    def decode(self, h: Tensor, batch: Tensor | None) -> Tensor:
+        """Add the batch embedding and project to genes (eq. 13): (B, D) -> (B, G)."""
+        return self.head(self.with_batch(h, batch))
+
+    def with_batch(self, h: Tensor, batch: Tensor | None) -> Tensor:
+        """Add the batch embedding to the encoder's output (B, D)."""
+        if (batch is None) != (self.batch_table is None):
+            raise ScreproError(
+                "A batch label is needed exactly if the network was built with batches.",
+                got=f"batch {'missing' if batch is None else 'given'}, n_batches={self.config.n_batches}",
+                fix="pass `batch` (0 is the null batch), or build the network with n_batches=0",
+            )
+        return h if batch is None else h + F.embedding(batch, self.batch_table)
+
+    forward_methods = ("denoising_error",)
+    """Methods that a training wrapper (precision, several devices) must treat like a call of the network."""
+
+    def denoising_error(self, *args, **kwargs) -> Tensor:
+        """``losses.denoising_error`` of this network: squared error per cell without forming the prediction."""
+        from screpro.losses import denoising_error
+
+        return denoising_error(self, *args, **kwargs)
+
+
+# the authors' state-dict names -> ours; `norm2` is stored by their blocks and never used
+_RENAME = [
+    (r"^embedder\.emb$", "context.embedder.table"),
+    (r"^embedder\.post_layer\.1\.", "context.embedder.norm."),
+    (r"^blocks\.(\d+)\.0\.", r"context.layers.\1.linear."),
+    (r"^blocks\.(\d+)\.2\.", r"context.layers.\1.norm."),
+    (r"^decoder_embed\.emb$", "embedder.table"),
+    (r"^decoder_embed\.post_layer\.1\.", "embedder.norm."),
+    (r"^cond_embed\.emb_dict\.(\w+)\.(\d+)\.0\.weight$", r"conditioners.\1.tables.\2"),
+    (r"^encoder\.blocks\.(\d+)\.attn1\.to_out\.0\.", r"blocks.\1.attention.to_out."),
+    (r"^encoder\.blocks\.(\d+)\.attn1\.", r"blocks.\1.attention."),
+    (r"^encoder\.blocks\.(\d+)\.ff\.net\.0\.proj\.", r"blocks.\1.feed_forward.expand."),
+    (r"^encoder\.blocks\.(\d+)\.ff\.net\.2\.", r"blocks.\1.feed_forward.contract."),
+    (r"^encoder\.blocks\.(\d+)\.norm1\.", r"blocks.\1.norm_query."),
+    (r"^encoder\.blocks\.(\d+)\.norm3\.", r"blocks.\1.norm_feed_forward."),
+    (r"^encoder\.blocks\.\d+\.norm2\.", None),
+    (r"^decoder_norm\.", "norm_out."),
+    (r"^decoder\.cond_embed\.emb_dict\.batch\.0\.0\.weight$", "batch_table"),
+    (r"^decoder\.layers\.0\.0\.", "head."),
+]
+
+
+def from_authors(state: Mapping[str, Tensor], *, heads: int) -> ScDiff:
+    """Build the network from the authors' state dict; every size but `heads` follows from the shapes.
+
+    Raises
+    ------
+    ScreproError
+        If a weight is unknown here or one is missing.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _RENAME:
+            if re.search(pattern, name):
+                if replacement is not None:
+                    ours[re.sub(pattern, replacement, name)] = tensor
+                break
+        else:
+            raise ScreproError(
+                "Every weight of the state dict must belong to scDiff's class-conditioned denoiser.",
+                got=f"{name} {tuple(tensor.shape)}",
+                fix="networks with a text or graph conditioner are loaded by giving ScDiff that conditioner",
+            )
+    needed = ["embedder.table", "blocks.0.attention.to_q.weight", "head.weight"]
+    if missing := [name for name in needed if name not in ours]:
+        raise ScreproError(
+            "The state dict must hold the whole network.",
+            got=f"no weight for {', '.join(missing)} among {len(state)} entries",
+            fix="pass the model's own state dict, without a prefix such as `model.`",
+        )
+    tables = {m[1]: tensor for key, tensor in ours.items() if (m := re.match(r"conditioners\.(\w+)\.tables\.0$", key))}
+    n_genes, width = ours["embedder.table"].shape
+    config = ScDiffConfig(
+        n_genes=n_genes,
+        width=width,
+        depth=sum(bool(re.match(r"blocks\.\d+\.norm_query\.weight$", key)) for key in ours),
+        heads=heads,
+        head_width=ours["blocks.0.attention.to_q.weight"].shape[0] // heads,
+        classes={name: len(table) for name, table in tables.items()},
+        n_batches=len(ours["batch_table"]) if "batch_table" in ours else 0,
+    )
+    model = ScDiff(config)
+    try:
+        model.load_state_dict(ours)
+    except RuntimeError as error:
+        raise ScreproError(
+            "The state dict must hold every weight of the network, in matching shapes.",
+            got=str(error).replace("\n", " "),
+            fix="pass a complete state dict of one model",
+        ) from None
+    return model
