@@ -1,0 +1,313 @@
+"""The command line ``screpro``. Every verb imports what it needs when it is called."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from screpro.cli_show import show
+from screpro.errors import ScreproError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="A reproducible companion to scDiff, scLDM and PerturbDiff: run its notebooks, check its numbers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(
+    help="The data sets: what they are, where they are, whether they are intact.", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Notebook = Annotated[
+    str, typer.Argument(help="Name as in scdiff/annotation, or the path of a .py.", show_default=False)
+]
+
+
+# --- notebooks -------------------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the notebooks, with the tiers that have been run or recorded."""
+    from screpro.records import overview
+
+    show(overview.notebooks(), as_json)
+
+
+@app.command()
+def params(notebook: Notebook, as_json: AsJson = False) -> None:
+    """Show the parameters of a notebook: type, default, range, meaning, and a command to copy."""
+    from screpro.records import parameters, sources
+
+    sheet = parameters.read(sources.find(notebook))
+    rows = [
+        {
+            "name": p.name,
+            "type": str(p.type),
+            "default": p.default if as_json else parameters.to_text(p.default),
+            "range": p.range,
+            "meaning": p.meaning,
+        }
+        for p in sheet.parameters
+    ]
+    show(rows, as_json)
+    if not as_json:
+        print(f"\n{parameters.full_command(sheet)}")
+
+
+@app.command()
+def run(
+    notebook: Notebook,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="NAME VALUE", help="A parameter: -p seeds '[0, 1]'. May be repeated."),
+    ] = None,
+    tier: Annotated[str | None, typer.Option(help="How much to run: ci, laptop or paper.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder that gets a copy of results, page and manifest.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads to use; all cores by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run again although the same run is finished.")] = False,
+) -> None:
+    """Execute a notebook and keep its page, its result rows and its manifest.
+
+    The same run is executed once: with nothing changed the command says so and returns. A run that was
+    stopped continues when the command is given again.
+    """
+    from screpro.records import execute, runner
+
+    pairs = [tuple(p.split(_JOIN, 1)) for p in parameter or []]
+    try:
+        result = runner.run(notebook, pairs, tier=tier, out=out, threads=threads, force=force)
+    except execute.RunFailed as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+    seconds = result.manifest["wall_seconds"]
+    print(f"already done ({seconds:g} s then)" if result.reused else f"done in {seconds:g} s")
+    print(f"page, results and manifest: {out or result.folder}")
+
+
+@app.command()
+def check(
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Take the numbers that are there now as the accepted ones.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fail when a recorded number has left its accepted band, or a record does not hold together."""
+    from screpro.records import check as checks
+
+    if accept:
+        print(f"{checks.accept()} bands written to {checks.bands_path()}")
+    findings = checks.check()
+    failed = [f for f in findings if not f.ok]
+    if as_json:
+        show([asdict(f) for f in findings], as_json)
+    else:
+        if failed:
+            show([{k: v for k, v in asdict(f).items() if k != "ok"} for f in failed], as_json)
+        runs = len({f.run for f in findings})
+        print(f"{len(findings) - len(failed)} of {len(findings)} checks passed, {runs} runs looked at")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def book(
+    tier: Annotated[str, typer.Option(help="How much every notebook runs: ci, laptop or paper.")] = "ci",
+    cores: Annotated[int | None, typer.Option(min=1, help="Cores to share; all by default.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Snakemake profile, for a cluster.")] = None,
+) -> None:
+    """Execute what changed and render the book."""
+    from screpro import book as builder
+    from screpro.records.results import TIERS
+
+    if tier not in TIERS:
+        raise ScreproError(f"tier is one of {', '.join(TIERS)}", got=tier, fix="choose one of them")
+    raise typer.Exit(builder.build(tier=tier, cores=cores, profile=profile))
+
+
+# --- data ------------------------------------------------------------------------------------------------
+
+
+@data_app.command("list")
+def data_list(as_json: AsJson = False) -> None:
+    """List the data sets: size, who uses them, whether they are here."""
+    from screpro import data
+
+    rows = [
+        {
+            "name": name,
+            "title": entry.title,
+            "cells": entry.cells or None,
+            "genes": entry.genes or None,
+            "used in": list(dict.fromkeys(use.paper for use in entry.used_in)),
+            "where": data.available(name),
+        }
+        for name, entry in data.entries().items()
+    ]
+    show(rows, as_json)
+
+
+@data_app.command("get")
+def data_get(name: Annotated[str, typer.Argument(help="Name in the registry.", show_default=False)]) -> None:
+    """Download a data set if it is not here, and check it."""
+    from screpro import data
+
+    adata = data.load(name)
+    print(f"{name}: {adata.n_obs} cells x {adata.n_vars} genes, sha256 {adata.uns['data_hash']}")
+
+
+@data_app.command("verify")
+def data_verify(
+    name: Annotated[str | None, typer.Argument(help="Name in the registry; all by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the files that are here against their hashes, without downloading."""
+    from screpro import data
+
+    names = [name] if name else list(data.entries())
+    rows = [{"name": n, "file": f, "status": s} for n in names for f, s in data.verify(n)]
+    show(rows, as_json)
+    if any(row["status"].startswith("wrong") for row in rows):
+        raise typer.Exit(1)
+
+
+@data_app.command("describe")
+def data_describe(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|PATH", help="Name in the registry, or an .h5ad.", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Say what is in a data set or a file of your own, and what it can be used for."""
+    from screpro import data
+    from screpro.data.describe import describe
+    from screpro.records.keys import is_file_name
+
+    found = describe(source) if is_file_name(source) else describe(data.load(source), dataset=source)
+    print(json.dumps(found.to_dict(), indent=1, ensure_ascii=False, default=str) if as_json else found)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def parity(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE.npz...", help="Parity vectors.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Compare our network with the authors' on files of their weights, inputs and outputs.
+
+    Prints, per output, the largest absolute difference over the largest absolute reference value; fails
+    above 1e-4.
+    """
+    from screpro import parity as vectors
+
+    rows = []
+    for file in files:
+        for row in vectors.check_file(file):
+            agrees = bool(row.ratio <= vectors.TOLERANCE)  # not a number does not agree
+            rows.append({"file": file.name, **row._asdict(), "agrees": agrees})
+    show(rows, as_json)
+    if not all(row["agrees"] for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command()
+def metrics(
+    real: Annotated[Path, typer.Argument(metavar="REAL", help="An .h5ad of real cells.", show_default=False)],
+    generated: Annotated[
+        Path, typer.Argument(metavar="GENERATED", help="An .h5ad of generated cells.", show_default=False)
+    ],
+    by: Annotated[str | None, typer.Option(help="Column of obs: scores also within each group.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score generated cells against real ones, with the floor and the ceiling of every score."""
+    import anndata
+
+    from screpro.metrics import report
+
+    cells = []
+    for path in (real, generated):
+        if not path.is_file():
+            raise ScreproError("REAL and GENERATED are .h5ad files", got=f"no file {path}", fix="check the path")
+        try:
+            cells.append(anndata.read_h5ad(path))
+        except (OSError, KeyError, ValueError) as error:
+            raise ScreproError(
+                "REAL and GENERATED are .h5ad files", got=f"{path}: {error}", fix="write it again"
+            ) from None
+    show(report.compare(*cells, by=by).to_dict("records"), as_json)
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="What to time, e.g. annotate.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Time a part of the library against a plain version of it, in one run."""
+    from screpro import bench as benchmarks
+
+    show(_records(benchmarks.run(what)), as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this installation can do, what will be skipped, and why."""
+    from screpro import doctor as clinic
+
+    rows = clinic.examine()
+    show(rows, as_json)
+    if any(row["status"] == "problem" for row in rows):
+        raise typer.Exit(1)
+
+
+def _records(rows: Any) -> list[dict[str, Any]]:
+    """Rows of a DataFrame, or of a sequence of named tuples or mappings."""
+    if hasattr(rows, "to_dict"):
+        return rows.to_dict("records")
+    return [row._asdict() if hasattr(row, "_asdict") else dict(row) for row in rows]
+
+
+_JOIN = "\0"  # cannot occur in an argument
+
+
+def pair_up(words: Sequence[str]) -> list[str]:
+    """Join the two values of every ``-p NAME VALUE``: typer repeats options of one value only."""
+    joined, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        joined.append(word)
+        if word == "-p" and joined[0] == "run":
+            if len(rest) < 2:
+                raise ScreproError(
+                    "-p takes a name and a value",
+                    got=" ".join([word, *rest]),
+                    fix="write -p NAME VALUE, e.g. -p seeds '[0, 1]'",
+                )
+            joined.append(rest.pop(0) + _JOIN + rest.pop(0))
+    return joined
+
+
+def main() -> None:
+    """Entry point: a user's error goes to stderr without a traceback, exit code 2."""
+    try:
+        app(args=pair_up(sys.argv[1:]))
+    except ScreproError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

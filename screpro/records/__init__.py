@@ -1,0 +1,30 @@
+"""What was run, what came out, and what the papers said.
+
+``start`` collects the rows of a notebook; ``load_results`` reads recorded ones; ``paper_values`` reads the
+numbers the papers print; ``side_by_side`` puts both in one table; ``load_claims`` and ``verdict`` test
+what the papers claim.
+"""
+
+from screpro.records.claims import Claim, Verdict, load_claims, verdict
+from screpro.records.paper import figures, heldout, inventory, paper_values
+from screpro.records.results import Run, load_results, read_results, start, write_results
+from screpro.records.tables import Table, paper_table, side_by_side
+
+__all__ = [
+    "Claim",
+    "Run",
+    "Table",
+    "Verdict",
+    "figures",
+    "heldout",
+    "inventory",
+    "load_claims",
+    "load_results",
+    "paper_table",
+    "paper_values",
+    "read_results",
+    "side_by_side",
+    "start",
+    "verdict",
+    "write_results",
+]

@@ -1,0 +1,125 @@
+"""Is one method better than another? Paired over splits and seeds, with the standard error as the margin."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from screpro.errors import ScreproError
+from screpro.records.results import TIERS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Comparison", "compare", "heaviest", "measured_once", "plain"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods on one data set.
+
+    ``difference`` is the mean over pairs, positive when the first method is better whatever the direction of
+    the metric; ``outcome`` is ``win``, ``loss`` or ``tie``.
+    """
+
+    dataset: str
+    tier: str
+    n_pairs: int
+    n_splits: int
+    n_seeds: int
+    difference: float
+    standard_error: float
+    outcome: str
+
+
+def plain(name: str) -> str:
+    """A name without case, spaces and punctuation, so that ``macro F1`` and ``macro_f1`` are one metric."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def measured_once(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """One row per measurement: a score that belongs to two items of the paper is recorded under both.
+
+    Raises
+    ------
+    ScreproError
+        The rows are of several metrics or variants, whose mean would mean nothing.
+    """
+    for column in ("metric", "metric_variant"):
+        if len(found := {plain(name) for name in rows[column]}) > 1:
+            raise ScreproError(
+                f"a comparison is about one {column}",
+                got=", ".join(sorted(set(rows[column]))),
+                fix=f"choose one of these {len(found)} with {column}=",
+            )
+    return rows.drop_duplicates(["dataset", "tier", "method", "split", "seed"], keep="last")
+
+
+def heaviest(rows: "pd.DataFrame", tiers: Sequence[str] = TIERS) -> "pd.DataFrame":
+    """Of every data set the rows of its heaviest tier among `tiers`."""
+    rows = rows[rows["tier"].isin(tiers)]
+    rank = rows["tier"].map({t: i for i, t in enumerate(TIERS)})
+    return rows[rank == rank.groupby(rows["dataset"]).transform("max")]
+
+
+def compare(rows: "pd.DataFrame", method: str, against: str) -> list[Comparison]:
+    """Compare two methods on every (data set, tier) where both have rows.
+
+    Parameters
+    ----------
+    rows
+        Result rows of one metric.
+    method, against
+        Names of the methods; compared by `plain`.
+
+    Returns
+    -------
+    list of Comparison
+        A pair is one split and seed; rows without a seed (a method without randomness) pair with every seed
+        of the same split. A win is a mean difference above the standard error of the paired differences. One
+        pair has no standard error, so it is a tie.
+
+    Raises
+    ------
+    ScreproError
+        The rows are of several metrics or variants.
+    """
+    rows = measured_once(rows)
+    names = rows["method"].map(plain)
+    found = []
+    for (dataset, tier), group in rows.groupby(["dataset", "tier"], sort=False):
+        first = group[names[group.index] == plain(method)]
+        second = group[names[group.index] == plain(against)]
+        pairs = _pairs(first, second)
+        if pairs.empty:
+            continue
+        sign = 1.0 if first["direction"].iloc[0] == "higher" else -1.0
+        gaps = sign * (pairs["value_x"] - pairs["value_y"])
+        difference = float(gaps.mean())
+        error = float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan
+        outcome = "tie"
+        if abs(difference) > error and difference != 0:  # False for nan
+            outcome = "win" if difference > 0 else "loss"
+        found.append(
+            Comparison(
+                dataset=dataset,
+                tier=tier,
+                n_pairs=len(pairs),
+                n_splits=pairs["split"].nunique(),
+                n_seeds=pairs["seed"].nunique(),
+                difference=difference,
+                standard_error=error,
+                outcome=outcome,
+            )
+        )
+    return found
+
+
+def _pairs(first: "pd.DataFrame", second: "pd.DataFrame") -> "pd.DataFrame":
+    first, second = first[["split", "seed", "value"]], second[["split", "seed", "value"]]
+    if first["seed"].isna().any() == second["seed"].isna().any():
+        return first.merge(second, on=["split", "seed"])
+    pairs = first.merge(second, on="split")
+    pairs["seed"] = pairs["seed_x"].fillna(pairs["seed_y"])
+    return pairs

@@ -1,0 +1,117 @@
+"""The content key of a run: two runs with the same key would do the same thing.
+
+It covers the code cells, the resolved parameters, the library, the pinned dependencies, the data, the tier
+and the kind of device. It leaves out markdown, cell tags and titles, thread counts and times.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from screpro import paths
+from screpro.records import sources
+
+__all__ = ["constraints_hash", "data_hashes", "device_class", "file_hash", "run_key", "tree_hash"]
+
+
+def file_hash(path: str | Path) -> str:
+    """sha256 of a file, in hex."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tree_hash() -> str:
+    """sha256 over the names and contents of every ``*.py`` and ``*.toml`` of the library."""
+    package = Path(__file__).resolve().parents[1]
+    files = sorted(p for pattern in ("*.py", "*.toml") for p in package.rglob(pattern))
+    lines = [
+        f"{p.relative_to(package).as_posix()}:{file_hash(p)}"
+        for p in files
+        if "_bundle" not in p.relative_to(package).parts
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def constraints_hash() -> str:
+    """sha256 of ``constraints.txt``; empty where there is none (an installed copy)."""
+    path = paths.root() / "constraints.txt"
+    return file_hash(path) if path.is_file() else ""
+
+
+def device_class() -> str:
+    """``cuda`` or ``cpu``, found out without importing torch. ``SCREPRO_DEVICE`` decides when set."""
+    if given := os.environ.get("SCREPRO_DEVICE"):
+        return given.split(":")[0]
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not _torch_has_cuda():
+        return "cpu"
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return "cpu"
+    try:
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "cpu"
+    return "cuda" if listed.returncode == 0 and "GPU" in listed.stdout else "cpu"
+
+
+def _torch_has_cuda() -> bool:
+    from importlib import metadata
+
+    try:
+        return not metadata.version("torch").endswith("+cpu")
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def data_hashes(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """sha256 of every data set that the parameters ``dataset`` and ``datasets`` name.
+
+    A value that looks like a file (it ends in ``.h5ad`` or holds a slash) is hashed; any other is looked up
+    in the registry.
+
+    Raises
+    ------
+    ScreproError
+        The file is not there, or the registry does not know the name.
+    """
+    named: list[str] = []
+    for parameter in ("dataset", "datasets"):
+        value = parameters.get(parameter)
+        named += [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    if not named:
+        return {}
+    from screpro.data import registry
+
+    return {name: registry.data_hash(name) for name in named}
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a data set is given as a path rather than by its registry name."""
+    return name.endswith(".h5ad") or "/" in name or os.sep in name
+
+
+def run_key(
+    source: sources.Source,
+    parameters: Mapping[str, Any],
+    *,
+    tier: str,
+    data: Mapping[str, str],
+    device: str,
+    library: str,
+) -> str:
+    """sha256 of everything that decides what a run computes, in hex; `library` is `tree_hash`."""
+    content = {
+        "cells": [cell.text for cell in source.cells if cell.kind == "code"],
+        "parameters": dict(parameters),
+        "library": library,
+        "constraints": constraints_hash(),
+        "data": dict(data),
+        "tier": tier,
+        "device": device,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

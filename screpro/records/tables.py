@@ -1,0 +1,286 @@
+"""Tables: what a paper prints, and the same beside what came out here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING
+
+from screpro.errors import ScreproError
+from screpro.records.compare import Comparison, compare, measured_once, plain
+from screpro.records.paper import paper_values
+from screpro.records.sources import nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Table", "paper_table", "side_by_side", "spread"]
+
+KINDS = ("model", "baseline", "trivial", "ceiling")
+
+
+def spread(mean: float, deviation: float | None, digits: int = 3) -> str:
+    """``mean ± deviation``; the mean alone where there is no deviation."""
+    import math
+
+    if deviation is None or math.isnan(deviation):
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+
+
+def paper_table(paper: str, item: str) -> "pd.DataFrame":
+    """A table of a paper as printed: a row per method, a column per data set, ``mean ± spread`` in the cells.
+
+    Where the table has several settings or metrics, they are further levels of rows or columns.
+    """
+    values = paper_values(paper, item)
+    values["cell"] = [_printed(m, s) for m, s in zip(values["mean"], values["spread"], strict=True)]
+    rows = ["method"] if len(set(values["setting"])) == 1 else ["setting", "method"]
+    columns = ["dataset"] if len(set(values["metric"])) == 1 else ["metric", "dataset"]
+    return values.pivot_table(index=rows, columns=columns, values="cell", aggfunc="first", sort=False).fillna("")
+
+
+def _printed(mean: float, deviation: float) -> str:
+    if mean != mean:
+        return "NaN"
+    return f"{mean:.4g}" if deviation != deviation else f"{mean:.4g} ± {deviation:.4g}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: cells of the paper's data sets, cells of ours, and what the comparison says."""
+
+    method: str
+    kind: str
+    paper: tuple[str, ...]
+    ours: tuple[str, ...]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Paper beside reproduced: HTML in a notebook, and the same cells as a DataFrame by `to_frame`."""
+
+    caption: str
+    paper_heads: tuple[str, ...]
+    our_heads: tuple[str, ...]
+    rows: tuple[Row, ...]
+    note: str = ""
+    comparisons: dict[str, list[Comparison]] = field(default_factory=dict, repr=False)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Rows by method; columns in the groups ``paper``, ``reproduced`` and the verdict."""
+        import pandas as pd
+
+        columns = [("", "kind")]
+        columns += [("paper", head) for head in self.paper_heads]
+        columns += [("reproduced", head) for head in self.our_heads]
+        columns += [("", "verdict")]
+        cells = [[row.kind, *row.paper, *row.ours, row.verdict] for row in self.rows]
+        index = pd.Index([row.method for row in self.rows], name="method")
+        return pd.DataFrame(cells, index=index, columns=pd.MultiIndex.from_tuples(columns))
+
+    def _repr_html_(self) -> str:
+        groups = [("paper", len(self.paper_heads)), ("reproduced", max(1, len(self.our_heads)))]
+        top = ['<th scope="col" rowspan="2">method</th>', '<th scope="col" rowspan="2">kind</th>']
+        top += [f'<th scope="colgroup" colspan="{n}">{name}</th>' for name, n in groups if n]
+        top += ['<th scope="col" rowspan="2">verdict</th>']
+        heads = [*self.paper_heads, *(self.our_heads or ("not run",))]
+        body = []
+        for row in self.rows:
+            cells = [f'<th scope="row">{escape(row.method)}</th>', f"<td>{row.kind}</td>"]
+            cells += [f'<td class="paper">{escape(cell)}</td>' for cell in row.paper]
+            cells += [f'<td class="reproduced">{escape(cell)}</td>' for cell in row.ours or ("not run",)]
+            cells += [f"<td>{escape(row.verdict)}</td>"]
+            body.append(f'<tr class="{row.kind}">{"".join(cells)}</tr>')
+        second = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+        note = f'<p class="screpro-note">{escape(self.note)}</p>' if self.note else ""
+        return (
+            '<div class="screpro-table" tabindex="0" role="region" '
+            f'aria-label="{escape(self.caption, quote=True)}">'
+            f"<table><caption>{escape(self.caption)}</caption>"
+            f"<thead><tr>{''.join(top)}</tr><tr>{second}</tr></thead>"
+            f"<tbody>{''.join(body)}</tbody></table>{note}</div>"
+        )
+
+
+def side_by_side(
+    paper: str,
+    item: str,
+    results: "pd.DataFrame",
+    *,
+    metric: str,
+    subject: str,
+    metric_variant: str | None = None,
+    paper_metric: str | None = None,
+    setting: str | None = None,
+    same: Mapping[str, str] | None = None,
+    methods: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] | None = None,
+    caption: str | None = None,
+    digits: int = 3,
+) -> Table:
+    """One table of a paper beside result rows.
+
+    Parameters
+    ----------
+    paper, item
+        Whose table, e.g. ``"scdiff", "Table 1"``.
+    results
+        Result rows, live or recorded, of any metrics and tiers.
+    metric, metric_variant
+        Which of our metrics to show; case, spaces and punctuation do not matter.
+    subject
+        Our name of the paper's own method; every verdict is about it against the method of the row.
+    paper_metric, setting
+        Which of the paper's, where the table has several.
+    same
+        Our data set -> the paper's data set, where it is the same one. Any other is labelled a stand-in.
+    methods
+        Our method -> the paper's name of it, where they differ by more than case and punctuation.
+    kinds
+        Method, by our name or the paper's -> ``baseline``, ``trivial`` or ``ceiling``; the subject is
+        ``model``, others ``baseline``.
+    caption
+        Above the table; by default paper, item and metric.
+    digits
+        Decimals of our means and standard deviations.
+
+    Returns
+    -------
+    Table
+        Paper and reproduced values in separate groups of columns, never mixed; ``not run`` where there is
+        none. Reproduced cells are the mean ± standard deviation over splits and seeds, whose numbers the
+        column head states.
+
+    Raises
+    ------
+    ScreproError
+        The paper has no such table, metric or setting, a kind is unknown, or the results hold several variants
+        of the metric and none was chosen.
+    """
+    printed = _printed_part(paper, item, paper_metric, setting)
+    same, methods, kinds = same or {}, methods or {}, kinds or {}
+    if odd := set(kinds.values()) - set(KINDS):
+        raise ScreproError(f"a kind is one of {', '.join(KINDS)}", got=", ".join(odd), fix="choose one of them")
+    chosen = results[results["metric"].map(plain) == plain(metric)]
+    if metric_variant is not None:
+        chosen = chosen[chosen["metric_variant"].map(plain) == plain(metric_variant)]
+    chosen = measured_once(chosen)
+    sets = list(chosen[["dataset", "tier"]].drop_duplicates().itertuples(index=False, name=None))
+    paper_sets = list(dict.fromkeys(printed["dataset"]))
+    translated = {plain(ours): plain(theirs) for ours, theirs in methods.items()}
+    kind_of = {"chancelevel": "trivial"} | {plain(name): kind for name, kind in kinds.items()}
+    in_paper = {plain(m): m for m in dict.fromkeys(printed["method"])}
+    ours = {plain(m): m for m in dict.fromkeys(chosen["method"])}
+
+    # methods of the paper in its order, each with ours beside it, then what only we ran
+    lines: list[tuple[str | None, str | None]] = []
+    for theirs in in_paper:
+        match = next((m for m in ours if translated.get(m, m) == theirs), None)
+        lines.append((theirs, match))
+    lines += [(None, m) for m in ours if m not in {o for _, o in lines}]
+
+    rows, comparisons = [], {}
+    subject_in_paper = translated.get(plain(subject), plain(subject))
+    for theirs, mine in lines:
+        name = in_paper[theirs] if theirs else ours[mine]
+        is_subject = plain(subject) == mine or theirs == subject_in_paper
+        against = [] if mine is None or is_subject else compare(chosen, subject, ours[mine])
+        comparisons[name] = against
+        paper_gaps = _paper_gaps(printed, in_paper.get(subject_in_paper), in_paper.get(theirs))
+        rows.append(
+            Row(
+                method=name,
+                kind="model" if is_subject else kind_of.get(mine) or kind_of.get(theirs) or "baseline",
+                paper=tuple(_paper_cell(printed, in_paper.get(theirs), d) for d in paper_sets),
+                ours=tuple(_our_cell(chosen, ours.get(mine), d, t, digits) for d, t in sets),
+                verdict="" if is_subject else _verdict(subject, paper_gaps, against),
+            )
+        )
+    order = {kind: i for i, kind in enumerate(KINDS)}
+    rows.sort(key=lambda row: order[row.kind])  # stable: the paper's order within a kind
+    heads = tuple(_head(chosen, d, t, same) for d, t in sets)
+    shown = f"{metric} ({metric_variant})" if metric_variant else metric
+    theirs = ", ".join(dict.fromkeys(printed["metric"]))
+    return Table(
+        caption=caption or f"{item}: {theirs} in the paper, {shown} here",
+        paper_heads=tuple(paper_sets),
+        our_heads=heads,
+        rows=tuple(rows),
+        note=(
+            "Reproduced: mean ± standard deviation over splits and seeds. A method is ahead on a data set "
+            "when the mean difference exceeds the standard error of the paired differences."
+        ),
+        comparisons=comparisons,
+    )
+
+
+def _printed_part(paper: str, item: str, metric: str | None, setting: str | None) -> "pd.DataFrame":
+    printed = paper_values(paper, item)
+    for column, wanted in (("metric", metric), ("setting", setting)):
+        known = list(dict.fromkeys(printed[column]))
+        if wanted is None and len(known) > 1:
+            raise ScreproError(
+                f"{item} has several values of {column}",
+                got="none chosen",
+                fix=f"pass one of: {'; '.join(known)}",
+            )
+        if wanted is not None and wanted not in known:
+            raise ScreproError(
+                f"{column} of {item} is one of: {'; '.join(known)}",
+                got=wanted + nearest(wanted, known),
+                fix="choose one of them",
+            )
+        printed = printed if wanted is None else printed[printed[column] == wanted]
+    return printed
+
+
+def _paper_cell(printed: "pd.DataFrame", method: str | None, dataset: str) -> str:
+    found = printed[(printed["method"] == method) & (printed["dataset"] == dataset)]
+    return "–" if found.empty else _printed(found["mean"].iloc[0], found["spread"].iloc[0])
+
+
+def _our_cell(chosen: "pd.DataFrame", method: str | None, dataset: str, tier: str, digits: int) -> str:
+    found = chosen[(chosen["method"] == method) & (chosen["dataset"] == dataset) & (chosen["tier"] == tier)]
+    if found.empty:
+        return "not run"
+    deviation = float(found["value"].std(ddof=1)) if len(found) > 1 else None
+    return spread(float(found["value"].mean()), deviation, digits)
+
+
+def _head(chosen: "pd.DataFrame", dataset: str, tier: str, same: Mapping[str, str]) -> str:
+    found = chosen[(chosen["dataset"] == dataset) & (chosen["tier"] == tier)]
+    splits, seeds = found["split"].nunique(), max(1, found["seed"].nunique())
+    name = f"{same[dataset]} ({dataset})" if dataset in same else f"stand-in: {dataset}"
+    counts = f"{splits} split{'s' * (splits > 1)}, {seeds} seed{'s' * (seeds > 1)}"
+    return f"{name} · {tier} · {counts}"
+
+
+def _paper_gaps(printed: "pd.DataFrame", subject: str | None, other: str | None) -> Sequence[float]:
+    """Differences in the paper, positive where the subject is better; empty when either is absent."""
+    table = printed.pivot_table(index="dataset", columns="method", values="mean", sort=False)
+    if subject not in table or other not in table:
+        return []
+    direction = printed["direction"].iloc[0]
+    if direction == "towards 0.5":
+        return list(((table[other] - 0.5).abs() - (table[subject] - 0.5).abs()).dropna())
+    sign = 1.0 if direction == "higher" else -1.0
+    return list((sign * (table[subject] - table[other])).dropna())
+
+
+def _verdict(subject: str, paper_gaps: Sequence[float], here: Sequence[Comparison]) -> str:
+    if not here:
+        return "not run"
+    wins = sum(c.outcome == "win" for c in here)
+    losses = sum(c.outcome == "loss" for c in here)
+    counted = f"{subject} ahead on {wins}, behind on {losses} of {len(here)} here"
+    if not paper_gaps:
+        return counted
+    ahead = sum(gap > 0 for gap in paper_gaps)
+    counted += f"; ahead on {ahead} of {len(paper_gaps)} in the paper"
+    behind = sum(gap < 0 for gap in paper_gaps)
+    their_side = (ahead > behind) - (ahead < behind)
+    our_side = (3 * wins >= 2 * len(here)) - (3 * losses >= 2 * len(here))
+    if our_side == 0 or their_side == 0:
+        return f"unclear: {counted}"
+    return f"{'agrees' if our_side == their_side else 'disagrees'}: {counted}"

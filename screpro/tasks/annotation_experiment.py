@@ -1,0 +1,241 @@
+"""The experiment behind the annotation page: scDiff and every baseline under one protocol (section 4.1.1).
+
+Cells are split at random. Hyper-parameters are chosen by macro F1 on the validation cells of the first split, by the
+same rule for every method; then each method is trained on the training and validation cells of each split and scored
+on its test cells, once per seed. scDiff's own tables use one split for all runs and baselines at published defaults.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from screpro.baselines import annotation as baselines
+from screpro.metrics.classification import classification_scores, macro_f1
+from screpro.records import Run
+from screpro.tasks.annotation import Annotator, Labelled, ScDiffSettings, scdiff_grid, train_annotator, train_test
+from screpro.tasks.cells import Cells
+from screpro.tasks.diffusion_classifier import predict
+
+__all__ = ["METHODS", "Protocol", "compare_methods", "study_classifier"]
+
+METHODS = ["scdiff", *baselines.BASELINES]
+"""Every method of the page; scDiff first."""
+
+DETERMINISTIC = {"majority", "logistic_regression", "knn"}
+"""Methods without randomness: one run per split, recorded without a seed."""
+
+ITEMS = {"macro_recall": "Table 1", "macro_precision": "Table 1", "macro_f1": "Table 5", "accuracy": "Table 1"}
+"""The paper's table each score belongs to."""
+
+
+class Protocol(NamedTuple):
+    """How the comparison is run."""
+
+    dataset: str  # name in the result rows
+    splits: Sequence[int]
+    seeds: Sequence[int]
+    base: ScDiffSettings  # scDiff's starting point
+    tune: bool  # choose settings on validation cells; otherwise published defaults and `base`
+    test_fraction: float = 0.2
+    validation_fraction: float = 0.1
+    threads: int = 1
+    grids: Mapping[str, list[dict[str, Any]]] = MappingProxyType({})  # settings to try instead of a baseline's grid
+
+
+def compare_methods(run: Run, labelled: Labelled, protocol: Protocol, methods: Sequence[str] = METHODS) -> None:
+    """Run every method on every (split, seed) and add its rows to `run`.
+
+    What an interrupted run has already measured is not measured again. Besides the four scores, each unit records
+    the seconds of fitting and predicting, and each tried setting its validation score.
+    """
+    units = [
+        (method, split, seed)
+        for method in methods
+        for split in protocol.splits
+        for seed in ([None] if method in DETERMINISTIC else protocol.seeds)
+    ]
+    for method, split, seed in _progress(units, f"{protocol.dataset}"):
+        unit = {"dataset": protocol.dataset, "split": str(split), "method": method, "seed": seed}
+        if run.done(**unit, metric="macro_f1"):
+            continue
+        options = _chosen(run, labelled, protocol, method)
+        train, validation, test = _parts(labelled, protocol, split)
+        started, number = time.monotonic(), seed or 0
+        train = _both(train, validation)
+        annotator = None
+        if method == "scdiff":
+            annotator = _train_scdiff(run, labelled, protocol, options, number, train, split)
+        predicted = _predict(protocol, labelled, method, options, number, train, test, annotator)
+        seconds = time.monotonic() - started
+        sizes = {"n_real": len(test.cell_type), "n_genes": len(test.genes)}
+        for metric, value in classification_scores(test.cell_type, predicted).items():
+            run.add(
+                **unit, **sizes, item=ITEMS[metric], metric=metric, value=value, unit="fraction", direction="higher"
+            )
+        run.add(**unit, **sizes, item="Table 10", metric="fit_predict", value=seconds, unit="s", direction="lower")
+        if annotator is not None:
+            study_classifier(run, annotator, test, dataset=protocol.dataset, split=split, seed=number)
+            _checkpoint(run, protocol, options, number, train, split).unlink(missing_ok=True)
+
+
+def study_classifier(
+    run: Run, annotator: Annotator, test: Cells, *, dataset: str, split: int, seed: int
+) -> dict[str, float]:
+    """Score one trained scDiff under other ways to classify: macro F1 by variant, also added to `run`.
+
+    Variants: shared or independent noise, number of draws, one time step alone, batch searched or given.
+    """
+    drawn = {
+        f"{kind} noise, {draws} draw{'s' if draws > 1 else ''}": annotator.errors(
+            test, seed=seed, shared_noise=kind == "shared", draws=draws, n_times=5
+        )
+        for kind in ("independent", "shared")
+        for draws in (1, 5, 20)
+    }
+    drawn["shared noise, 50 time steps"] = annotator.errors(test, seed=seed, shared_noise=True, draws=1, n_times=50)
+    scores = {name: macro_f1(test.cell_type, annotator.label(errors, test)) for name, errors in drawn.items()}
+    shared = drawn["shared noise, 5 draws"]
+    for column, t in enumerate(shared.times):
+        alone = annotator.label(shared, test, times=np.array([column]))
+        scores[f"one step alone, t = {t}"] = macro_f1(test.cell_type, alone)
+    if annotator.model.batch_table is not None:
+        given = predict(shared, batch=test.batch + 1) - 1
+        scores["batch given"] = macro_f1(test.cell_type, given)
+        scores["batch searched"] = macro_f1(test.cell_type, predict(shared) - 1)
+    for name, value in scores.items():
+        run.add(
+            item="X-1",
+            dataset=dataset,
+            split=split,
+            method="scdiff",
+            metric="macro_f1",
+            metric_variant=name,
+            n_real=len(test.cell_type),
+            n_genes=len(test.genes),
+            seed=seed,
+            value=value,
+            unit="fraction",
+            direction="higher",
+        )
+    return scores
+
+
+def _parts(labelled: Labelled, protocol: Protocol, split: int) -> tuple[Cells, Cells, Cells]:
+    validation = protocol.validation_fraction if protocol.tune else 0.0
+    return train_test(labelled, split, test=protocol.test_fraction, validation=validation)
+
+
+def _both(first: Cells, second: Cells) -> Cells:
+    """Cells of two parts together."""
+    if not len(second.cell_type):
+        return first
+    return Cells(
+        counts=sp.vstack([first.counts, second.counts], format="csr"),
+        x=sp.vstack([first.x, second.x], format="csr"),
+        cell_type=np.concatenate([first.cell_type, second.cell_type]),
+        batch=np.concatenate([first.batch, second.batch]),
+        genes=first.genes,
+    )
+
+
+def _chosen(run: Run, labelled: Labelled, protocol: Protocol, method: str) -> dict[str, Any]:
+    """Best options on the validation cells of the first split; each tried setting leaves a row."""
+    grid = _grid(method, protocol)
+    if len(grid) == 1:
+        return grid[0]
+    split, seed = protocol.splits[0], protocol.seeds[0]
+    train, validation, _ = _parts(labelled, protocol, split)
+    unit = {"dataset": protocol.dataset, "split": f"{split}, validation", "method": method, "seed": seed}
+    for options in grid:
+        variant = json.dumps(options, sort_keys=True)
+        if run.done(**unit, metric_variant=variant):
+            continue
+        annotator = None
+        if method == "scdiff":
+            annotator = _train_scdiff(run, labelled, protocol, options, seed, train, split)
+        predicted = _predict(protocol, labelled, method, options, seed, train, validation, annotator)
+        run.add(
+            **unit,
+            item="tuning",
+            metric="macro_f1",
+            metric_variant=variant,
+            n_real=len(validation.cell_type),
+            n_genes=len(validation.genes),
+            value=macro_f1(validation.cell_type, predicted),
+            unit="fraction",
+            direction="higher",
+        )
+    rows = run.frame()
+    tried = rows[(rows["dataset"] == unit["dataset"]) & (rows["split"] == unit["split"]) & (rows["method"] == method)]
+    scores = dict(zip(tried["metric_variant"], tried["value"], strict=True))
+    # max() keeps the first of equals, and a grid begins with the published default
+    return max(grid, key=lambda options: scores[json.dumps(options, sort_keys=True)])
+
+
+def _grid(method: str, protocol: Protocol) -> list[dict[str, Any]]:
+    if method == "scdiff":
+        settings = scdiff_grid(protocol.base) if protocol.tune else [protocol.base]
+        return [asdict(setting) for setting in settings]
+    grid = protocol.grids.get(method, baselines.BASELINES[method].grid)
+    return grid if protocol.tune else grid[:1]
+
+
+def _checkpoint(run: Run, protocol: Protocol, options: dict, seed: int, train: Cells, split: int) -> Path:
+    """One file per unit of work: a killed run finds exactly the training it was in the middle of."""
+    unit = [protocol.dataset, split, seed, len(train.cell_type), options]
+    name = hashlib.sha256(json.dumps(unit, sort_keys=True).encode()).hexdigest()[:16]
+    return run.folder / "work" / f"scdiff-{name}.safetensors"
+
+
+def _train_scdiff(
+    run: Run, labelled: Labelled, protocol: Protocol, options: dict, seed: int, train: Cells, split: int
+) -> Annotator:
+    return train_annotator(
+        train,
+        n_types=len(labelled.types),
+        n_batches=len(labelled.batches),
+        settings=ScDiffSettings(**options),
+        seed=seed,
+        threads=protocol.threads,
+        checkpoint=_checkpoint(run, protocol, options, seed, train, split),
+        title=f"scDiff on {protocol.dataset}",
+    )
+
+
+def _predict(
+    protocol: Protocol,
+    labelled: Labelled,
+    method: str,
+    options: dict,
+    seed: int,
+    train: Cells,
+    test: Cells,
+    annotator: Annotator | None,
+) -> np.ndarray:
+    """Type codes of `test`."""
+    if annotator is not None:
+        return annotator.label(annotator.errors(test, seed=seed), test)
+    found = baselines.run(
+        method,
+        train,
+        test,
+        n_types=len(labelled.types),
+        seed=seed,
+        threads=protocol.threads,
+        options=options,
+    )
+    return found.labels
+
+
+def _progress(units: list, title: str):
+    from tqdm import tqdm
+
+    return tqdm(units, desc=title, unit="run", disable=None)

@@ -1,0 +1,144 @@
+"""Rows survive what interrupts them, and nothing that breaks the schema gets in."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from screpro import records
+from screpro.errors import ScreproError
+from screpro.records import results
+
+ROW = {
+    "item": "Table 1",
+    "dataset": "d",
+    "split": 0,
+    "method": "m",
+    "metric": "macro_f1",
+    "value": 0.5,
+    "direction": "higher",
+    "seed": 0,
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCREPRO_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("SCREPRO_RUN_ID", "scdiff/annotation/ci-0")
+    return tmp_path
+
+
+def test_interactive_run_keeps_rows_without_any_setup(monkeypatch):
+    monkeypatch.delenv("SCREPRO_RUN_DIR", raising=False)
+    run = records.start("scdiff/annotation", tier="ci")
+    run.add(**ROW)
+    row = run.frame().iloc[0]
+    assert (row["paper"], row["tier"], row["run_id"], row["split"]) == ("scdiff", "ci", "interactive", "0")
+
+
+def test_numpy_scalars_become_plain_values(folder):
+    run = records.start("scdiff/annotation", tier="ci")
+    run.add(**ROW | {"value": np.float32(0.25), "seed": np.int64(3), "n_real": np.int32(7)})
+    entry = json.loads((folder / "journal.jsonl").read_text().splitlines()[-1])
+    assert (entry["row"]["value"], entry["row"]["seed"], entry["row"]["n_real"]) == (0.25, 3, 7)
+
+
+def test_resumed_run_keeps_all_units_but_the_last(folder):
+    run = records.start("scdiff/annotation", tier="ci")
+    for seed in (0, 1):
+        for metric in ("accuracy", "macro_f1"):
+            run.add(**ROW | {"seed": seed, "metric": metric})
+    run.use_data("d", "0" * 64)
+    again = records.start("scdiff/annotation", tier="ci")
+    assert again.done(dataset="d", split=0, method="m", seed=0)
+    assert not again.done(dataset="d", split=0, method="m", seed=1)
+    assert len(again.frame()) == 2 and again.data == {"d": "0" * 64}
+
+
+@settings(max_examples=15, deadline=None)
+@given(cut=st.integers(min_value=0, max_value=2000))
+def test_a_journal_cut_anywhere_gives_whole_rows(cut, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = results.Run("scdiff/annotation", tier="ci", folder=folder, run_id="r")
+    for seed in range(6):
+        run.add(**ROW | {"seed": seed})
+    journal = folder / "journal.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:cut])
+    rows, _ = results.read_journal(journal, drop_last_unit=False)
+    assert [r["seed"] for r in rows] == list(range(whole[:cut].count(b"\n")))
+
+
+def test_measuring_again_replaces_the_row(folder):
+    run = records.start("scdiff/annotation", tier="ci")
+    run.add(**ROW)
+    run.add(**ROW | {"value": 0.75})
+    assert list(run.frame()["value"]) == [0.75]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"value": math.nan}, "finite"),
+        ({"value": math.inf}, "finite"),
+        ({"value": "0.5"}, "a number"),
+        ({"value": True}, "a number"),
+        ({"seed": 0.5}, "whole number"),
+        ({"dataset": 3}, "text"),
+        ({"direction": "up"}, "higher or lower"),
+        ({"item": None}, "every column"),
+    ],
+)
+def test_rows_that_break_the_schema_are_refused(folder, change, said):
+    run = records.start("scdiff/annotation", tier="ci")
+    with pytest.raises(ScreproError, match=said):
+        run.add(**ROW | change)
+    assert run.frame().empty
+
+
+def test_unknown_tier_is_refused():
+    with pytest.raises(ScreproError, match="ci or laptop or paper"):
+        records.start("scdiff/annotation", tier="big")
+
+
+def test_written_results_read_back_the_same_one_row_a_line(tmp_path, folder):
+    run = records.start("scdiff/annotation", tier="laptop")
+    for seed in (0, 1, None):
+        run.add(**ROW | {"seed": seed})
+    path = tmp_path / "results.json"
+    records.write_results(path, run.frame().astype(object).where(run.frame().notna(), None).to_dict("records"))
+    pd.testing.assert_frame_equal(records.read_results(path), run.frame())
+    assert sum(line.startswith('["scdiff"') for line in path.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"schema": "screpro.results/99", "columns": [], "rows": []}', "screpro.results/99"),
+        ("[]", "schema"),
+        ('{"schema": ', "JSON"),
+        ('{"schema": "screpro.results/1", "columns": ["colour"], "rows": [[1]]}', "colour"),
+        ('{"schema": "screpro.results/1", "columns": ["paper"], "rows": [[1, 2]]}', "2 values for 1"),
+    ],
+)
+def test_other_files_are_refused_with_a_reason(tmp_path, text, said):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(ScreproError, match=said):
+        records.read_results(path)
+
+
+def test_recorded_rows_count_only_with_their_manifest(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(results, "results_dir", lambda: tmp_path)
+    run = records.start("scdiff/annotation", tier="laptop")
+    run.add(**ROW)
+    rows = [results.check_row(r) for r in results.read_journal(folder / "journal.jsonl", drop_last_unit=False)[0]]
+    for name in ("whole", "partial"):
+        records.write_results(tmp_path / "scdiff" / "annotation" / name / "results.json", rows)
+    (tmp_path / "scdiff" / "annotation" / "whole" / "manifest.json").write_text("{}")
+    assert len(records.load_results("scdiff")) == len(records.load_results("scdiff", "annotation")) == 1
+    assert records.load_results("scldm").empty
