@@ -30,7 +30,7 @@ book: .venv/.installed  ## execute what changed, render _build/html
 	@$(BIN)/screpro book --tier $(TIER) --cores $(JOBS)
 
 test: .venv/.installed  ## run the tests
-	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal -rs
 
 check: .venv/.installed  ## compare recorded numbers with their accepted bands
 	@$(BIN)/screpro check

@@ -46,7 +46,8 @@ def states() -> dict[tuple[str, str], dict[str, str]]:
     Returns
     -------
     dict
-        ``{"state": "done" | "not yet" | "drawing", "page": ..., "anchor": ...}``; the last two where done.
+        ``{"state": "done" | "not yet" | "drawing", "page": ..., "anchor": ...}``; the page where done, the
+        anchor where the page has a target for this item.
 
     Raises
     ------
@@ -59,13 +60,13 @@ def states() -> dict[tuple[str, str], dict[str, str]]:
         if document == "schema":
             continue
         for item, state in items.items():
-            if isinstance(state, dict) and set(state) == {"page", "anchor"}:
+            if isinstance(state, dict) and "page" in state and set(state) <= {"page", "anchor"}:
                 found[document, item] = {"state": "done", **state}
             elif state in ("not yet", "drawing"):
                 found[document, item] = {"state": state}
             else:
                 raise ScreproError(
-                    "An item of state.toml is done (a page and an anchor), not yet, or a drawing.",
+                    "An item of state.toml is done (a page, perhaps an anchor), not yet, or a drawing.",
                     got=f"{document}, {item}: {state!r}",
                     fix='write "not yet", "drawing" or { page = "...", anchor = "..." }',
                 )
@@ -113,7 +114,9 @@ def _items_table(kind: str, rows: list[dict], state: dict[str, dict], verdicts: 
 
 def _state(state: dict[str, str]) -> str:
     badge = f"{{state}}`{state['state']}`"
-    return f"{badge} {{ref}}`see <{state['anchor']}>`" if "anchor" in state else badge
+    if "anchor" in state:
+        return f"{badge} {{ref}}`see <{state['anchor']}>`"
+    return f"{badge} {{doc}}`see </{state['page']}>`" if "page" in state else badge
 
 
 # --- claims ------------------------------------------------------------------------------------------------

@@ -9,47 +9,43 @@ from torch import Tensor
 
 from screpro.models.scdiff import ScDiff, time_embedding
 from screpro.processes.gaussian import Schedule
-from screpro.sparse import SparseCells, sparse_matmul
+from screpro.sparse import CellMatrix, SparseCells, matmul
 
 __all__ = ["DenoisingLoss", "denoising_error", "linear_squared_error"]
 
 
 class _LinearSquaredError(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor, cells: SparseCells) -> Tensor:
-        x = cells.values
-        gram = weight.T @ weight  # (D, D)
-        projected = cells.rows_times(x, weight)  # (B, D) W^T x
-        shift = weight.T @ bias
-        h_gram = h @ gram
-        norm = torch.zeros(cells.shape[0], dtype=x.dtype, device=x.device)
-        # |x|^2 - 2 b.x, summed over the entries of each cell
-        norm.index_add_(0, cells.cell_of_value, x * (x - 2 * bias[cells.genes]))
-        error = norm + (h * (h_gram - 2 * projected + 2 * shift)).sum(-1) + bias @ bias
-        ctx.save_for_backward(h, weight, bias, h_gram - projected + shift)
-        ctx.cells = cells
-        return error
+    def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor, x: CellMatrix) -> Tensor:
+        h_gram = h @ (weight.T @ weight)  # (B, D) W'W h
+        offset = weight.T @ bias - x.times(weight)  # (B, D) W'(b - x)
+        norm = torch.zeros(len(h), dtype=h.dtype, device=h.device)
+        # |x - b|^2 without |b|^2, summed over the entries of each cell
+        norm.index_add_(0, x.cells.cells, x.values * (x.values - 2 * bias[x.cells.genes]))
+        ctx.save_for_backward(h, weight, bias, h_gram + offset)
+        ctx.x = x
+        return norm + (h * (h_gram + 2 * offset)).sum(-1) + bias @ bias
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         h, weight, bias, slope = ctx.saved_tensors
-        cells = ctx.cells
-        weighted = grad[:, None] * h
-        grad_weight = torch.addmm(torch.outer(bias, weighted.sum(0)), weight, h.T @ weighted)
-        grad_weight -= cells.columns_times(cells.values, weighted)
-        grad_bias = weight @ weighted.sum(0) + bias * grad.sum()
-        grad_bias -= cells.columns_times(cells.values, grad[:, None].contiguous())[:, 0]
-        return 2 * grad[:, None] * slope, grad_weight.mul_(2), grad_bias.mul_(2), None
+        weighted = 2 * grad[:, None] * h  # (B, D)
+        total = weighted.sum(0)
+        grad_weight = torch.addmm(torch.outer(bias, total), weight, h.T @ weighted)
+        grad_weight -= ctx.x.transposed_times(weighted)
+        grad_bias = weight @ total + bias * (2 * grad.sum())
+        grad_bias -= ctx.x.transposed_times(2 * grad[:, None])[:, 0]
+        return 2 * grad[:, None] * slope, grad_weight, grad_bias, None
 
 
-def linear_squared_error(h: Tensor, weight: Tensor, bias: Tensor, cells: SparseCells) -> Tensor:
+def linear_squared_error(h: Tensor, weight: Tensor, bias: Tensor, x: CellMatrix) -> Tensor:
     """Sum over genes of (W h + b - x)^2 for every cell, (B, D) -> (B,), without forming W h.
 
     The square is expanded: h' (W'W) h - 2 h' W'(x - b) + |x - b|^2. With W'W of D x D and sparse x that is
     cheaper than the product W h as soon as a batch has more cells than the network is wide, and no (B, G) matrix
     of predictions and residuals is written or read.
     """
-    return _LinearSquaredError.apply(h, weight, bias, cells)
+    return _LinearSquaredError.apply(h, weight, bias, x)
 
 
 def denoising_error(
@@ -78,15 +74,14 @@ def denoising_error(
     conditions, batch
         As for ``ScDiff.forward``.
     """
-    noisy, context = model.embedder, model.context
-    clean_projected = sparse_matmul(cells, cells.values, noisy.table)
-    projected = schedule.signal[t, None] * clean_projected + schedule.noise[t, None] * (noise @ noisy.table)
+    noisy, context, x = model.embedder, model.context, cells.matrix()
+    projected = schedule.signal[t, None] * matmul(x, noisy.table) + schedule.noise[t, None] * (noise @ noisy.table)
     h = noisy.after_table(projected) + time_embedding(t, model.config.width)
-    seen = sparse_matmul(cells, cells.values * visible, context.embedder.table)
+    seen = matmul(cells.matrix(cells.values * visible), context.embedder.table)
     lists = [context.tokens(context.embedder.after_table(seen))]
     lists += [model.conditioners[name](conditions[name]) for name in model.conditioners]
     h = model.with_batch(model.encode(h, [list(block) for block in zip(*lists, strict=True)]), batch)
-    return linear_squared_error(h, model.head.weight, model.head.bias, cells) / cells.shape[1]
+    return linear_squared_error(h, model.head.weight, model.head.bias, x) / cells.shape[1]
 
 
 class DenoisingLoss:
@@ -138,7 +133,7 @@ class DenoisingLoss:
         hidden_share = hidden_share.masked_fill(always, 1.0)
         # hiding a zero changes nothing, so only the entries that are stored need a draw
         draw = torch.rand(len(cells.values), generator=generator, device=device)
-        visible = (draw >= hidden_share[cells.cell_of_value]).float()
+        visible = (draw >= hidden_share[cells.cells]).float()
         if self._noise is None or self._noise.shape[0] < n or self._noise.device != device:
             self._noise = torch.empty(n, n_genes, device=device)  # a fresh one each step costs page faults
         noise = self._noise[:n].normal_(generator=generator)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from screpro.losses import DenoisingLoss, linear_squared_error
 from screpro.models.scdiff import ScDiff, ScDiffConfig
 from screpro.processes.gaussian import scaled_linear
-from screpro.sparse import SparseCells, sparse_matmul
+from screpro.sparse import SparseCells, matmul
 
 
 @given(st.integers(1, 9), st.integers(1, 33), st.integers(1, 7), st.floats(0, 1), st.integers(0, 99))
@@ -23,11 +23,11 @@ def test_sparse_products(n, genes, width, density, seed):
     weights = torch.randn(n, width, generator=torch.Generator().manual_seed(seed + 1))
     reference = torch.as_tensor(dense, dtype=torch.float32) @ table
     (expected,) = torch.autograd.grad((reference * weights).sum(), table)
-    product = sparse_matmul(cells, cells.values, table)
+    product = matmul(cells.matrix(), table)
     (ours,) = torch.autograd.grad((product * weights).sum(), table)
     torch.testing.assert_close(product, reference, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(cells.cell_of_value, torch.as_tensor(np.nonzero(dense)[0]))
+    torch.testing.assert_close(cells.cells, torch.as_tensor(np.nonzero(dense)[0]))
 
 
 @pytest.mark.parametrize("n", [1, 23])
@@ -37,7 +37,7 @@ def test_linear_squared_error(sparse_cells, n):
     h, weight = torch.randn(n, 5, generator=generator), torch.randn(31, 5, generator=generator)
     bias, pull = torch.randn(31, generator=generator), torch.randn(n, generator=generator)
     given_ = [a.clone().requires_grad_() for a in (h, weight, bias)]
-    error = linear_squared_error(*given_, SparseCells.from_scipy(x))
+    error = linear_squared_error(*given_, SparseCells.from_scipy(x).matrix())
     ours = torch.autograd.grad((error * pull).sum(), given_)
     plain = [a.clone().double().requires_grad_() for a in (h, weight, bias)]
     residual = plain[0] @ plain[1].T + plain[2] - torch.as_tensor(x.toarray()).double()
@@ -58,7 +58,7 @@ def test_denoising_error_is_the_networks(sparse_cells):
     labels, batch = torch.randint(4, (n,)), torch.randint(3, (n,))
     x0 = torch.as_tensor(sparse_cells.toarray())
     hidden = torch.rand(n, 31) < 0.5
-    visible = (~hidden)[cells.cell_of_value, cells.genes].float()
+    visible = (~hidden)[cells.cells, cells.genes].float()
 
     shared = {"conditions": {"cell_type": labels}, "batch": batch}
     ours = model.denoising_error(cells, t, noise, schedule=schedule, visible=visible, **shared)
@@ -98,7 +98,7 @@ def test_what_training_draws():
     )
     model = Recorder()
     loss(model, torch.arange(n), torch.Generator().manual_seed(0))
-    cells, t, noise, given_ = model.calls[0]
+    _, t, noise, given_ = model.calls[0]
     assert t.min() >= 0 and t.max() <= 999
     assert t.double().mean().item() == pytest.approx(499.5, abs=5 * 289 / n**0.5)
     assert noise.mean().item() == pytest.approx(0, abs=5 / (n * genes) ** 0.5)

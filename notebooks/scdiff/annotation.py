@@ -57,12 +57,13 @@ width: int | None = None  # width of the network, a multiple of its 4 (tier pape
 # **Table 1** prints "macro ACC" on a tenth of the cells, mean and standard deviation of five runs:
 
 # %% tags=["hide-input"]
+import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
-from IPython.display import display
+from IPython.display import Markdown, display
 
 from screpro import data, records
 from screpro.baselines.annotation import BASELINES
@@ -132,46 +133,46 @@ run.use_data(dataset, adata.uns["data_hash"])
 labelled = annotation_cells(log_normalise(adata))
 cells = labelled.cells
 
-TIERS = {
-    # splits, seeds, test share, whether every method is tuned on validation cells
+# %% tags=["hide-input"]
+tiers = {  # splits, seeds, share held out, whether every method is tuned
     "ci": ([0], [0, 1], 0.2, False),
     "laptop": ([0, 1], [0, 1, 2], 0.2, True),
     "paper": ([10], [0, 1, 2, 3, 4], 0.1, False),
 }
-# scANVI's own 400 epochs on every gene take an hour a run on two cores; scvi-tools advises variable genes
-SCANVI = {
+# scANVI's own 400 epochs on every gene take hours without an accelerator;
+# scvi-tools advises variable genes, and those runs are affordable
+large = {"epochs": 100, "n_top_genes": 2000}
+scanvi = {
     "ci": [{"epochs": 60}],
     "laptop": [
-        {"epochs": 200, "n_top_genes": 2000},
-        {"epochs": 100, "n_top_genes": 2000},
-        {"epochs": 100, "n_top_genes": 2000, "n_layers": 2, "n_latent": 30, "gene_likelihood": "nb"},
+        large,
+        large | {"n_layers": 2, "n_latent": 30, "gene_likelihood": "nb"},
         {"epochs": 30},
     ],
 }
-tier_splits, tier_seeds, tier_test, tune = TIERS[tier]
+tier_splits, tier_seeds, tier_test, tune = tiers[tier]
 given = {"epochs": epochs, "learning_rate": learning_rate, "width": width}
+given = {name: value for name, value in given.items() if value is not None}
 protocol = Protocol(
     dataset=dataset,
     splits=splits or tier_splits,
     seeds=seeds or tier_seeds,
-    base=replace(PRESETS[tier], **{name: value for name, value in given.items() if value is not None}),
+    base=replace(PRESETS[tier], **given),
     tune=tune,
     test_fraction=test_fraction or tier_test,
     threads=threads,
-    grids={} if tier == "paper" else {"scanvi": SCANVI[tier]},
+    grids={"scanvi": scanvi[tier]} if tier in scanvi else {},
 )
-pd.Series(
-    {
-        "data": adata.uns["source"],
-        "cells x genes": f"{len(cells.cell_type)} x {len(cells.genes)}",
-        "types": ", ".join(
-            f"{name} ({n})" for name, n in zip(labelled.types, np.bincount(cells.cell_type), strict=True)
-        ),
-        "batches used": len(labelled.batches),
-        "held out": f"{protocol.test_fraction:.0%} of the cells, splits {list(protocol.splits)}",
-        "runs": f"seeds {list(protocol.seeds)}, {'tuned on validation cells' if tune else 'not tuned'}",
-    }
-).to_frame("this run")
+sizes = zip(labelled.types, np.bincount(cells.cell_type), strict=True)
+facts = {
+    "data": adata.uns["source"],
+    "cells x genes": f"{len(cells.cell_type)} x {len(cells.genes)}",
+    "types (cells)": ", ".join(f"{name} ({n})" for name, n in sizes),
+    "batches used": len(labelled.batches),
+    "held out": f"{protocol.test_fraction:.0%} of the cells, splits {list(protocol.splits)}",
+    "runs": f"seeds {list(protocol.seeds)}, {'tuned on validation cells' if tune else 'not tuned'}",
+}
+Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
 
 # %% [markdown]
 # ## One annotator, step by step
@@ -188,10 +189,12 @@ annotator = train_annotator(
 )
 errors = annotator.errors(test, seed=0)  # (cells, candidates, time steps)
 predicted = annotator.label(errors, test)
-print(f"{len(train.cell_type)} training cells, {annotator.seconds:.0f} s; test accuracy {np.mean(predicted == test.cell_type):.3f}")
+accuracy = np.mean(predicted == test.cell_type)
+print(f"{len(train.cell_type)} training cells, test accuracy {accuracy:.3f}")
 
-# %% mystnb={"image": {"alt": "Confusion matrix of scDiff on the test cells: rows are true types, columns predicted types, shade is the share of the true type; most mass lies on the diagonal, T-cell subtypes are confused with each other."}}
-figure = confusion_figure(confusion(test.cell_type, predicted, len(labelled.types)), labelled.types)
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Confusion matrix of scDiff on the test cells: rows are true types, columns predicted types, shade is the share of the true type; most mass lies on the diagonal, T-cell subtypes are confused with each other."}}
+counts = confusion(test.cell_type, predicted, len(labelled.types))
+figure = confusion_figure(counts, labelled.types)
 
 # %% [markdown]
 # The candidates of one cell differ by little compared with the error itself: what decides is a small difference
@@ -201,51 +204,60 @@ figure = confusion_figure(confusion(test.cell_type, predicted, len(labelled.type
 # %%
 mean_error = errors.error.mean(axis=2)  # (cells, candidates)
 best, second = np.sort(mean_error, axis=1)[:, :2].T
-print(f"mean squared error {best.mean():.4f}; best candidate ahead of the second by {np.median((second - best) / best):.2%} (median)")
+gap = np.median((second - best) / best)
+print(f"error of the best candidate {best.mean():.4f}; the second is {gap:.1%} worse (median)")
 
 # %% [markdown]
 # ## All methods
 
 # %%
 compare_methods(run, labelled, protocol, methods or METHODS)
-live = run.frame()
-recorded = records.load_results("scdiff", "annotation")
-# a recorded run of the same data set and tier is the same measurement; show it once
-rows = pd.concat([recorded, live[~live["dataset"].isin(set(recorded.loc[recorded["tier"] == tier, "dataset"]))]])
+
+# %% tags=["hide-input"]
+live, recorded = run.frame(), records.load_results("scdiff", "annotation")
+# a recorded run of the same data set and tier is the same measurement: it is shown once
+known = set(recorded.loc[recorded["tier"] == tier, "dataset"])
+rows = pd.concat([recorded, live[~live["dataset"].isin(known)]], ignore_index=True)
 main = rows[(rows["metric_variant"] == "") & ~rows["split"].str.contains("validation")]
 
 # %% [markdown]
-# Each table shows what the paper prints on its six data sets and what came out here on the sets at hand. None of
-# them is one of the paper's sets, so every column of ours is a **stand-in**, tells of how many runs it is the mean,
-# and is never a reproduction of a printed number. Verdicts compare scDiff with the method of the row.
+# Each table shows the range of what the paper prints over its six data sets, and what came out here on the sets at
+# hand. None of them is one of the paper's sets, so every column of ours is a **stand-in**: it says of how many runs it
+# is the mean and is never a reproduction of a printed number. Verdicts compare scDiff with the method of the row.
 
 # %% tags=["hide-input"]
-kinds = {"majority": "trivial"}
-names = {"majority": "Chance level"}
+def table(item, metric, caption):
+    return records.side_by_side(
+        "scdiff",
+        item,
+        main,
+        metric=metric,
+        subject="scdiff",
+        kinds={"majority": "trivial"},
+        titles=titles,
+        caption=caption,
+    )
 
 
-def table(item, metric, data=main):
-    return records.side_by_side("scdiff", item, data, metric=metric, subject="scdiff", kinds=kinds, methods=names)
-
-
-table("Table 5", "macro_f1")
+table("Table 5", "macro_f1", "Macro F1 (the paper's Table 5)")
 
 # %% [markdown]
 # The same as printed in Table 1, which is macro precision:
 
 # %% tags=["hide-input"]
-table("Table 1", "macro_precision")
+table("Table 1", "macro_precision", "Macro precision (the paper's Table 1, as printed)")
 
 # %% [markdown]
 # What its name promises, macro recall, and plain accuracy:
 
 # %% tags=["hide-input"]
-display(table("Table 1", "macro_recall"))
-display(table("Table 1", "accuracy"))
+display(table("Table 1", "macro_recall", "Macro recall (the paper column is macro precision)"))
+display(table("Table 1", "accuracy", "Plain accuracy (the paper column is macro precision)"))
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Macro F1 of every method, one panel per data set: a dot per split and seed, a bar at the mean. The same numbers stand in the table of macro F1 above."}}
+scores = main[main["metric"] == "macro_f1"]
 figure = score_figure(
-    main[main["metric"] == "macro_f1"], label="macro F1", order=METHODS, titles=titles, highlight="scdiff"
+    scores, label="macro F1", order=METHODS, titles=titles, highlight="scdiff"
 )
 
 # %% [markdown]
@@ -294,19 +306,19 @@ figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", nco
 # first row of each method is its published default (scDiff: the starting point of this page).
 
 # %% tags=["hide-input"]
-tried = rows[rows["item"] == "tuning"]
-if len(tried):
-    shown = tried.pivot_table(index=["method", "metric_variant"], columns="dataset", values="value", sort=False)
-    base = PRESETS["laptop"]
-    def short(variant):
-        import json
-        options = json.loads(variant)
-        options = {k: v for k, v in options.items() if not hasattr(base, k) or getattr(base, k) != v}
-        return ", ".join(f"{k} = {v}" for k, v in options.items()) or "default"
-    shown.index = pd.MultiIndex.from_tuples([(titles[m], short(v)) for m, v in shown.index], names=["method", "setting"])
-    display(shown.round(3))
-else:
-    print("No method was tuned in this run, and no tuned run is recorded.")
+def changed(options: str) -> str:
+    """The options that differ from scDiff's starting point; a baseline's are all shown."""
+    start = asdict(PRESETS["laptop"])
+    own = {name: v for name, v in json.loads(options).items() if start.get(name) != v}
+    return ", ".join(f"{name} = {v}" for name, v in own.items()) or "default"
+
+
+tried = rows[rows["item"] == "tuning"].copy()
+tried["setting"] = tried["metric_variant"].map(changed)
+tried["method"] = tried["method"].map(titles)
+tried.pivot_table(
+    index=["method", "setting"], columns="dataset", values="value", sort=False
+).round(3) if len(tried) else Markdown("No method was tuned in this run, and no tuned run is recorded.")
 
 # %% [markdown]
 # ## Verdict
@@ -314,8 +326,6 @@ else:
 # Decision rules were written down before any of these runs ([ledger of claims](../../book/ledger.md)).
 
 # %% tags=["hide-input"]
-from IPython.display import Markdown
-
 for claim in records.load_claims("scdiff"):
     if claim.id in ("S1", "S2"):
         verdict = records.verdict(claim, rows)

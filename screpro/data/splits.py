@@ -29,7 +29,7 @@ def cell_split(n: int, *, seed: int, test: float = 0.1, validation: float = 0.0)
         If a fraction is outside [0, 1) or leaves the training or the test part empty.
     """
     sizes = {"test": test, "validation": validation}
-    n_validation, n_test = int(round(validation * n)), int(round(test * n))
+    n_validation, n_test = round(validation * n), round(test * n)
     n_train = n - n_validation - n_test
     if not all(0 <= value < 1 for value in sizes.values()) or n_train < 1 or (test > 0 and n_test < 1):
         raise ScreproError(

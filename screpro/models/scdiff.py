@@ -13,12 +13,13 @@ Where this differs from the paper (following the authors' code, with which it ag
   gated feed-forward (value x GELU(gate)) four widths wide.
 - eq. 13: LayerNorm comes before the batch embedding is added; the sum is not normalised again.
 Where this differs from the code: names (``from_authors`` translates theirs), an unused third LayerNorm per block
-is dropped, and keys and values are computed once per distinct condition instead of once per cell.
+is dropped, value and gate of the feed-forward are two layers, and keys and values are computed once per distinct
+condition instead of once per cell.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -126,17 +127,19 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(inner, width)
 
     def project(self, tokens: list[Tokens]) -> tuple[Tensor, Tensor]:
-        """Keys and values (..., S, H * head width) in one product over the distinct rows of all tokens."""
-        weight = torch.cat([self.to_k.weight, self.to_v.weight])
-        bias = torch.cat([self.to_k.bias, self.to_v.bias])
-        projected = F.linear(torch.cat([token.rows for token in tokens]), weight, bias)
-        parts = projected.split([len(token.rows) for token in tokens])
+        """Keys and values (..., S, H * head width); the rows of all tokens go through one product each."""
+        rows, sizes = torch.cat([token.rows for token in tokens]), [len(token.rows) for token in tokens]
+        return self._per_cell(self.to_k(rows).split(sizes), tokens), self._per_cell(
+            self.to_v(rows).split(sizes), tokens
+        )
+
+    @staticmethod
+    def _per_cell(parts: Sequence[Tensor], tokens: list[Tokens]) -> Tensor:
         parts = [
             part if token.index is None else F.embedding(token.index, part)
             for part, token in zip(parts, tokens, strict=True)
         ]
-        keys, values = torch.stack(torch.broadcast_tensors(*parts), dim=-2).chunk(2, dim=-1)
-        return keys, values
+        return torch.stack(torch.broadcast_tensors(*parts), dim=-2)
 
     def forward(self, h: Tensor, tokens: list[Tokens]) -> Tensor:
         keys, values = self.project(tokens)
@@ -147,18 +150,49 @@ class CrossAttention(nn.Module):
         mixed = (weights.unsqueeze(-1) * values.unflatten(-1, (self.heads, -1))).sum(dim=-3)  # (..., H, head width)
         return self.to_out(mixed.flatten(-2))
 
+    def folded(self, tokens: list[Tokens]) -> tuple[Tensor, Tensor, Tensor]:
+        """Matrices that attend for many queries with the same tokens, without a query or output projection.
+
+        With q = W_q n + b and keys k, the scores q.k are n (W_q' k) + b.k; with values v and weights w, the output
+        W_o sum(w v) is sum(w (W_o v)). Both brackets depend on the tokens alone.
+
+        Returns
+        -------
+        (R, D, S * H), (R, 1, S * H), (R, S * H, D)
+            Score matrix, score offset and value matrix for each of R sets of tokens; ``attend_folded`` uses them.
+        """
+        keys, values = self.project(tokens)  # (R, S, H * head width)
+        keys = keys.unflatten(-1, (self.heads, -1)) * self.scale  # (R, S, H, head width)
+        values = values.unflatten(-1, (self.heads, -1))
+        to_q = self.to_q.weight.unflatten(0, (self.heads, -1))  # (H, head width, D)
+        to_out = self.to_out.weight.unflatten(1, (self.heads, -1))  # (D, H, head width)
+        score = torch.einsum("rshe,hed->rdsh", keys, to_q).flatten(-2)
+        offset = torch.einsum("rshe,he->rsh", keys, self.to_q.bias.unflatten(0, (self.heads, -1))).flatten(-2)
+        value = torch.einsum("rshe,dhe->rshd", values, to_out).flatten(1, 2)
+        return score, offset.unsqueeze(1), value
+
+    def attend_folded(self, h: Tensor, folded: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """The same as ``forward`` for queries (R, n, D) that share R sets of tokens."""
+        score, offset, value = folded
+        weights = torch.baddbmm(offset, h, score).unflatten(-1, (-1, self.heads)).softmax(dim=-2)
+        return torch.baddbmm(self.to_out.bias, weights.flatten(-2), value)
+
 
 class GatedFeedForward(nn.Module):
-    """Linear D -> 2 x 4D, value * GELU(gate), Linear 4D -> D (the code's form of eq. 22)."""
+    """Two Linears D -> 4D, value * GELU(gate), Linear 4D -> D (the code's form of eq. 22).
+
+    The authors keep value and gate in one Linear D -> 8D. Two give each a matrix of its own, which spares a copy in
+    each direction; they are initialised as halves of the one.
+    """
 
     def __init__(self, width: int):
         super().__init__()
-        self.expand = nn.Linear(width, 8 * width)
+        self.value = nn.Linear(width, 4 * width)
+        self.gate = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        value, gate = self.expand(h).chunk(2, dim=-1)
-        return self.contract(value * F.gelu(gate))
+        return self.contract(self.value(h) * F.gelu(self.gate(h)))
 
 
 class Block(nn.Module):
@@ -207,6 +241,12 @@ class ScDiff(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            both = torch.empty(8 * width, width)
+            nn.init.xavier_uniform_(both)  # its bound depends on the shape, which is the joint one
+            with torch.no_grad():
+                block.feed_forward.value.weight.copy_(both[: 4 * width])
+                block.feed_forward.gate.weight.copy_(both[4 * width :])
 
     def forward(
         self,
@@ -297,7 +337,6 @@ _RENAME = [
     (r"^cond_embed\.emb_dict\.(\w+)\.(\d+)\.0\.weight$", r"conditioners.\1.tables.\2"),
     (r"^encoder\.blocks\.(\d+)\.attn1\.to_out\.0\.", r"blocks.\1.attention.to_out."),
     (r"^encoder\.blocks\.(\d+)\.attn1\.", r"blocks.\1.attention."),
-    (r"^encoder\.blocks\.(\d+)\.ff\.net\.0\.proj\.", r"blocks.\1.feed_forward.expand."),
     (r"^encoder\.blocks\.(\d+)\.ff\.net\.2\.", r"blocks.\1.feed_forward.contract."),
     (r"^encoder\.blocks\.(\d+)\.norm1\.", r"blocks.\1.norm_query."),
     (r"^encoder\.blocks\.(\d+)\.norm3\.", r"blocks.\1.norm_feed_forward."),
@@ -318,6 +357,11 @@ def from_authors(state: Mapping[str, Tensor], *, heads: int) -> ScDiff:
     """
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():
+        if both := re.match(r"encoder\.blocks\.(\d+)\.ff\.net\.0\.proj\.(weight|bias)$", name):
+            value, gate = tensor.chunk(2)
+            ours[f"blocks.{both[1]}.feed_forward.value.{both[2]}"] = value
+            ours[f"blocks.{both[1]}.feed_forward.gate.{both[2]}"] = gate
+            continue
         for pattern, replacement in _RENAME:
             if re.search(pattern, name):
                 if replacement is not None:

@@ -116,6 +116,7 @@ def side_by_side(
     same: Mapping[str, str] | None = None,
     methods: Mapping[str, str] | None = None,
     kinds: Mapping[str, str] | None = None,
+    titles: Mapping[str, str] | None = None,
     caption: str | None = None,
     digits: int = 3,
 ) -> Table:
@@ -140,6 +141,8 @@ def side_by_side(
     kinds
         Method, by our name or the paper's -> ``baseline``, ``trivial`` or ``ceiling``; the subject is
         ``model``, others ``baseline``.
+    titles
+        Our name of a method -> how to print it, where the paper does not name it.
     caption
         Above the table; by default paper, item and metric.
     digits
@@ -149,7 +152,8 @@ def side_by_side(
     -------
     Table
         Paper and reproduced values in separate groups of columns, never mixed; ``not run`` where there is
-        none. Reproduced cells are the mean ± standard deviation over splits and seeds, whose numbers the
+        none. If every set of ours is a stand-in, a column per set of the paper has nothing to stand beside: one
+        column gives the range of the paper's values (``paper_table`` shows each). Reproduced cells are the mean ± standard deviation over splits and seeds, whose numbers the
         column head states.
 
     Raises
@@ -159,7 +163,7 @@ def side_by_side(
         of the metric and none was chosen.
     """
     printed = _printed_part(paper, item, paper_metric, setting)
-    same, methods, kinds = same or {}, methods or {}, kinds or {}
+    same, methods, kinds, titles = same or {}, methods or {}, kinds or {}, titles or {}
     if odd := set(kinds.values()) - set(KINDS):
         raise ScreproError(f"a kind is one of {', '.join(KINDS)}", got=", ".join(odd), fix="choose one of them")
     chosen = results[results["metric"].map(plain) == plain(metric)]
@@ -168,6 +172,7 @@ def side_by_side(
     chosen = measured_once(chosen)
     sets = list(chosen[["dataset", "tier"]].drop_duplicates().itertuples(index=False, name=None))
     paper_sets = list(dict.fromkeys(printed["dataset"]))
+    all_stand_ins = bool(sets) and len(paper_sets) > 1 and not any(d in same for d, _ in sets)
     translated = {plain(ours): plain(theirs) for ours, theirs in methods.items()}
     kind_of = {"chancelevel": "trivial"} | {plain(name): kind for name, kind in kinds.items()}
     in_paper = {plain(m): m for m in dict.fromkeys(printed["method"])}
@@ -183,7 +188,7 @@ def side_by_side(
     rows, comparisons = [], {}
     subject_in_paper = translated.get(plain(subject), plain(subject))
     for theirs, mine in lines:
-        name = in_paper[theirs] if theirs else ours[mine]
+        name = in_paper[theirs] if theirs else titles.get(ours[mine], ours[mine])
         is_subject = plain(subject) == mine or theirs == subject_in_paper
         against = [] if mine is None or is_subject else compare(chosen, subject, ours[mine])
         comparisons[name] = against
@@ -192,7 +197,9 @@ def side_by_side(
             Row(
                 method=name,
                 kind="model" if is_subject else kind_of.get(mine) or kind_of.get(theirs) or "baseline",
-                paper=tuple(_paper_cell(printed, in_paper.get(theirs), d) for d in paper_sets),
+                paper=(_paper_range(printed, in_paper.get(theirs)),)
+                if all_stand_ins
+                else tuple(_paper_cell(printed, in_paper.get(theirs), d) for d in paper_sets),
                 ours=tuple(_our_cell(chosen, ours.get(mine), d, t, digits) for d, t in sets),
                 verdict="" if is_subject else _verdict(subject, paper_gaps, against),
             )
@@ -204,7 +211,7 @@ def side_by_side(
     theirs = ", ".join(dict.fromkeys(printed["metric"]))
     return Table(
         caption=caption or f"{item}: {theirs} in the paper, {shown} here",
-        paper_heads=tuple(paper_sets),
+        paper_heads=(f"lowest to highest of {len(paper_sets)} sets",) if all_stand_ins else tuple(paper_sets),
         our_heads=heads,
         rows=tuple(rows),
         note=(
@@ -238,6 +245,11 @@ def _printed_part(paper: str, item: str, metric: str | None, setting: str | None
 def _paper_cell(printed: "pd.DataFrame", method: str | None, dataset: str) -> str:
     found = printed[(printed["method"] == method) & (printed["dataset"] == dataset)]
     return "–" if found.empty else _printed(found["mean"].iloc[0], found["spread"].iloc[0])
+
+
+def _paper_range(printed: "pd.DataFrame", method: str | None) -> str:
+    means = printed.loc[printed["method"] == method, "mean"].dropna()
+    return "–" if means.empty else f"{means.min():.4g} to {means.max():.4g}"
 
 
 def _our_cell(chosen: "pd.DataFrame", method: str | None, dataset: str, tier: str, digits: int) -> str:

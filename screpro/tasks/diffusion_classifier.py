@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from screpro.errors import ScreproError
@@ -25,7 +26,7 @@ from screpro.models.scdiff import ScDiff, Tokens, time_embedding
 from screpro.processes.gaussian import Schedule
 from screpro.sparse import SparseCells
 
-__all__ = ["ClassifierErrors", "classifier_errors", "embedded_noise", "predict"]
+__all__ = ["ClassifierErrors", "classifier_errors", "embedded_noise", "noise_root", "predict"]
 
 
 class ClassifierErrors(NamedTuple):
@@ -36,13 +37,16 @@ class ClassifierErrors(NamedTuple):
     times: np.ndarray  # (time steps,)
 
 
-def embedded_noise(model: ScDiff, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """W'e for standard normal e in gene space, drawn as N(0, W'W): (*shape, D)."""
+def noise_root(model: ScDiff) -> Tensor:
+    """Matrix R (D, D) with R R' = W'W for the gene table W: R z of standard normal z has the law of W'e."""
     table = model.embedder.table.detach().double()
-    gram = table.T @ table
-    # rows of the factor are fine even if the table has fewer genes than its width: eigenvalues, not Cholesky
-    values, vectors = torch.linalg.eigh(gram)
-    root = (vectors * values.clamp(min=0).sqrt()).float()  # root @ root.T = W'W
+    # eigenvalues rather than Cholesky: W'W is singular where the network is wider than the cell has genes
+    values, vectors = torch.linalg.eigh(table.T @ table)
+    return (vectors * values.clamp(min=0).sqrt()).float()
+
+
+def embedded_noise(root: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """W'e for standard normal e in gene space: (*shape, D). `root` is from ``noise_root``."""
     return torch.randn(*shape, len(root), generator=generator, device=root.device) @ root.T
 
 
@@ -59,7 +63,7 @@ def classifier_errors(
     draws: int = 1,
     shared_noise: bool = True,
     noise: Tensor | None = None,
-    memory_mib: int = 256,
+    memory_mib: int = 64,
 ) -> ClassifierErrors:
     """Denoising error of every cell under every candidate.
 
@@ -102,6 +106,8 @@ def classifier_errors(
     encoded_of = torch.as_tensor(label_of if shared_noise else np.arange(len(candidates)), device=device)
 
     tokens = _candidate_tokens(model, encoded_label, condition)
+    folded = [block.attention.folded(own) for block, own in zip(model.blocks, tokens, strict=True)]
+    root = noise_root(model)
     weight, bias = model.head.weight, model.head.bias
     gram = weight.T @ weight  # (D, D)
     shift = weight.T @ bias
@@ -109,37 +115,43 @@ def classifier_errors(
     if model.batch_table is not None:
         batch_rows = model.batch_table[torch.as_tensor(candidates[:, 0], device=device)]  # (candidates, D)
 
-    # feed-forward temporaries are 8 D wide and there are a few of them
-    bytes_per_cell = 4 * 20 * config.width * n_times * n_encoded
+    # feed-forward temporaries: value and gate of 4 D, and a few of D
+    bytes_per_cell = 4 * 14 * config.width * n_times * n_encoded
     chunk = max(1, int(memory_mib * 2**20 / bytes_per_cell))
     total = np.zeros((x.shape[0], len(candidates), n_times))
     for start in range(0, x.shape[0], chunk):
         rows = slice(start, min(start + chunk, x.shape[0]))
         cells = SparseCells.from_scipy(sp.csr_matrix(x[rows], dtype=np.float32), device)
         n = cells.shape[0]
-        clean = cells.rows_times(cells.values, model.embedder.table)  # (n, D)
-        target = cells.rows_times(cells.values, weight) - shift  # (n, D) W'(x - b)
+        clean = cells.matrix().times(model.embedder.table)  # (n, D)
+        target = cells.matrix().times(weight) - shift  # (n, D) W'(x - b)
         square = torch.zeros(n, device=device, dtype=torch.float64)
         residual = cells.values * (cells.values - 2 * bias[cells.genes])
-        square.index_add_(0, cells.cell_of_value, residual.double())
+        square.index_add_(0, cells.cells, residual.double())
         square += bias.double() @ bias.double()  # |x - b|^2
         for draw in range(draws):
             if noise is None:
-                per = 1 if shared_noise else n_encoded
-                embedded = embedded_noise(model, (n, n_times, per), generator)
+                embedded = embedded_noise(root, (1 if shared_noise else n_encoded, n, n_times), generator)
             else:
-                embedded = noise[rows, :, draw].to(device)
-            noised = schedule.signal[times, None, None] * clean[:, None, None] + (
-                schedule.noise[times, None, None] * embedded
-            )  # (n, times, 1 or encoded, D)
-            h = model.embedder.after_table(noised) + time_embedding(times.to(device), config.width)[:, None]
-            h = h.expand(n, n_times, n_encoded, config.width)
-            h = model.encode(h, tokens)[:, :, encoded_of]  # (n, times, candidates, D)
+                embedded = noise[rows, :, draw].to(device).movedim(2, 0)
+            noised = schedule.signal[times, None] * clean[:, None] + schedule.noise[times, None] * embedded
+            h = model.embedder.after_table(noised) + time_embedding(times.to(device), config.width)
+            h = h.expand(n_encoded, n, n_times, config.width).reshape(n_encoded, n * n_times, config.width)
+            h = _encode(model, h, folded).view(n_encoded, n, n_times, config.width)[encoded_of]
             if batch_rows is not None:
-                h = h + batch_rows
-            error = (h * (h @ gram - 2 * target[:, None, None])).sum(-1).double() + square[:, None, None]
-            total[rows] += error.transpose(1, 2).cpu().numpy() / (draws * config.n_genes)
+                h = h + batch_rows[:, None, None]  # (candidates, n, times, D)
+            error = (h * (h @ gram - 2 * target[:, None])).sum(-1).double() + square[:, None]
+            total[rows] += error.movedim(0, 1).cpu().numpy() / (draws * config.n_genes)
     return ClassifierErrors(total, candidates, times.numpy())
+
+
+def _encode(model: ScDiff, h: Tensor, folded: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """``ScDiff.encode`` for states (candidates, n, D), in place where that spares a pass through memory."""
+    for block, own in zip(model.blocks, folded, strict=True):
+        h = h + block.attention.attend_folded(block.norm_query(h), own)
+        normed, layer = block.norm_feed_forward(h), block.feed_forward
+        h += layer.contract(layer.value(normed).mul_(F.gelu(layer.gate(normed))))
+    return model.norm_out(h)
 
 
 def _candidate_tokens(model: ScDiff, labels: Tensor, condition: str) -> list[list[Tokens]]:

@@ -102,7 +102,8 @@ def to_authors(model: ScDiff) -> dict[str, torch.Tensor]:
             theirs[f"{names}norm1.{kind}"] = state[f"{own}norm_query.{kind}"]
             theirs[f"{names}norm2.{kind}"] = torch.zeros(model.config.width)
             theirs[f"{names}norm3.{kind}"] = state[f"{own}norm_feed_forward.{kind}"]
-            theirs[f"{names}ff.net.0.proj.{kind}"] = state[f"{own}feed_forward.expand.{kind}"]
+            halves = [state[f"{own}feed_forward.{part}.{kind}"] for part in ("value", "gate")]
+            theirs[f"{names}ff.net.0.proj.{kind}"] = torch.cat(halves)
             theirs[f"{names}ff.net.2.{kind}"] = state[f"{own}feed_forward.contract.{kind}"]
             theirs[f"{names}attn1.to_out.0.{kind}"] = state[f"{own}attention.to_out.{kind}"]
             for part in "qkv":
@@ -176,9 +177,8 @@ def test_against_a_plain_derivation():
                 share = np.exp(score) / np.exp(score).sum()
                 mixed.append(sum(s * value[head] for s, value in zip(share, values, strict=True)))
             h = h + linear(np.concatenate(mixed), f"{name}.to_out")
-            both = linear(norm(h, f"blocks.{block}.norm_feed_forward"), f"blocks.{block}.feed_forward.expand")
-            gated = both[: 4 * width] * gelu(both[4 * width :])
-            h = h + linear(gated, f"blocks.{block}.feed_forward.contract")
+            normed, name = norm(h, f"blocks.{block}.norm_feed_forward"), f"blocks.{block}.feed_forward"
+            h = h + linear(linear(normed, f"{name}.value") * gelu(linear(normed, f"{name}.gate")), f"{name}.contract")
         h = norm(h, "norm_out") + state["batch_table"][int(given["batch"][cell])]
         # the time embedding is computed in float32 for steps and frequencies
         np.testing.assert_allclose(ours[cell].numpy(), linear(h, "head"), rtol=0, atol=2e-4)
@@ -234,6 +234,35 @@ def test_a_conditioner_of_ones_own():
     assert not torch.allclose(
         shared[0], model(x_t, t, context=context, conditions={"text": (definitions, 1 - index)})[0]
     )
+
+
+def test_folded_attention_is_attention():
+    model = small()
+    with torch.no_grad():
+        attention, h = model.blocks[1].attention, torch.randn(4, 6, 8)
+        empty, labels = torch.randn(1, 8), torch.randn(4, 8)
+        folded = attention.folded([Tokens(empty), Tokens(labels)])
+        plain = attention(h, [Tokens(empty[:, None]), Tokens(labels[:, None])])
+        torch.testing.assert_close(attention.attend_folded(h, folded), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_initial_weights():
+    """Xavier-uniform on the authors' shapes, zero biases, small gene tables, standard normal label tables."""
+    torch.manual_seed(0)
+    model = ScDiff(ScDiffConfig(n_genes=400, width=64, depth=1, heads=4, classes={"cell_type": 50}))
+    block = model.blocks[0]
+    for layer, fan in [
+        (block.attention.to_k, 64 + 64),
+        (block.feed_forward.value, 64 + 512),
+        (block.feed_forward.gate, 64 + 512),
+        (block.feed_forward.contract, 256 + 64),
+        (model.head, 64 + 400),
+    ]:
+        bound = math.sqrt(6 / fan)
+        assert 0.97 * bound < layer.weight.abs().max() <= bound
+        assert layer.bias.abs().max() == 0
+    assert model.embedder.table.std().item() == pytest.approx(0.005, rel=0.05)
+    assert model.conditioners["cell_type"].tables[0].std().item() == pytest.approx(1, rel=0.1)
 
 
 def test_time_embedding():

@@ -211,3 +211,14 @@ def test_without_results_every_reproduced_cell_says_not_run():
 def test_several_metrics_have_to_be_chosen_from():
     with pytest.raises(ScreproError, match="MSE top 20 DE"):
         side_by_side("scdiff", "Table 7", rows({}), metric="mse", subject="scdiff")
+
+
+def test_stand_ins_stand_beside_the_range_of_the_paper():
+    scores = {("gut", "scdiff"): cells(0.9), ("gut", "knn"): cells(0.8)}
+    table = side_by_side(
+        "scdiff", "Table 5", rows(scores), metric="macro_f1", subject="scdiff", titles={"knn": "Neighbours"}
+    )
+    assert table.paper_heads == ("lowest to highest of 6 sets",)
+    lines = {row.method: row for row in table.rows}
+    assert lines["scDiff"].paper == ("0.8193 to 0.9626",)
+    assert lines["Neighbours"].paper == ("–",)

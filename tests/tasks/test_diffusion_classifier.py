@@ -8,7 +8,7 @@ import torch
 from screpro.errors import ScreproError
 from screpro.models.scdiff import ScDiff, ScDiffConfig
 from screpro.processes.gaussian import scaled_linear
-from screpro.tasks.diffusion_classifier import ClassifierErrors, classifier_errors, embedded_noise, predict
+from screpro.tasks.diffusion_classifier import ClassifierErrors, classifier_errors, embedded_noise, noise_root, predict
 
 SCHEDULE = scaled_linear()
 CANDIDATES = np.array([[1, 1], [1, 2], [2, 2], [2, 3]])
@@ -78,7 +78,7 @@ def test_equals_the_loop(sparse_cells, shared, n_batches):
 def test_embedded_noise_has_the_law_of_projected_noise():
     """W'e of standard normal e is N(0, W'W): mean, covariance and fourth moment of a fixed direction."""
     model, n = network(), 200_000
-    drawn = embedded_noise(model, (n,), torch.Generator().manual_seed(0)).double()
+    drawn = embedded_noise(noise_root(model), (n,), torch.Generator().manual_seed(0)).double()
     gram = (model.embedder.table.T @ model.embedder.table).detach().double()
     scale = gram.diagonal().sqrt()
     assert (drawn.mean(0) / scale).abs().max() < 5 / n**0.5
@@ -91,7 +91,7 @@ def test_embedded_noise_has_the_law_of_projected_noise():
 def test_more_genes_than_width_is_not_needed():
     torch.manual_seed(0)
     model = ScDiff(ScDiffConfig(n_genes=3, width=8, depth=1, heads=2, classes={"cell_type": 3})).eval()
-    drawn = embedded_noise(model, (50,), torch.Generator().manual_seed(0))
+    drawn = embedded_noise(noise_root(model), (50,), torch.Generator().manual_seed(0))
     assert torch.linalg.matrix_rank(drawn, rtol=1e-4) == 3
 
 
@@ -127,8 +127,9 @@ def test_each_draw_is_new_and_seeded(sparse_cells):
             network(), sparse_cells, twice, schedule=SCHEDULE, generator=torch.Generator(), shared_noise=shared
         ).error
         assert (np.abs(error[:, 0] - error[:, 1]).max() > 0) is not shared
-    spread = [errors(seed, draws=d).std(0).mean() for seed, d in ((0, 1), (0, 16))]
-    assert spread[1] < spread[0]
+    # the mean of 16 draws varies a quarter as much between seeds as one draw
+    spread = [np.std([errors(seed, draws=draws) for seed in range(12)], axis=0).mean() for draws in (1, 16)]
+    assert spread[1] / spread[0] == pytest.approx(1 / 4, rel=0.2)
 
 
 def test_winning_pair_ties_and_known_batch():
