@@ -113,10 +113,10 @@ records.paper_table("scdiff", "Table 5")
 #
 # | equation | code | test |
 # |---|---|---|
-# | 6, forward process | `screpro.processes.gaussian.Schedule.diffuse` | steps compose to the jump |
-# | 9, training loss | `screpro.losses.denoising_error` | equals calling the network, values and gradients |
-# | 10 to 14, 20 to 22, network | `screpro.models.scdiff.ScDiff` | the authors' own outputs, to 1e-5 |
-# | 23 to 25, classifier | `screpro.tasks.diffusion_classifier` | equals the loop over candidates and steps |
+# | 6, forward process | {src}`screpro.processes.gaussian.Schedule.diffuse` | steps compose to the jump |
+# | 9, training loss | {src}`screpro.losses.denoising_error` | equals calling the network, values and gradients |
+# | 10 to 14, 20 to 22, network | {src}`screpro.models.scdiff.ScDiff` | the authors' own outputs, to 1e-5 |
+# | 23 to 25, classifier | {src}`screpro.tasks.diffusion_classifier` | equals the loop over candidates and steps |
 #
 # The classifier looks expensive: candidates x time steps x draws calls of a network with two gene-sized layers.
 # It is not. The network sees noise only through its gene table $W$, and $W^\top\epsilon$ can be drawn directly as

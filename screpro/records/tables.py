@@ -153,8 +153,8 @@ def side_by_side(
     Table
         Paper and reproduced values in separate groups of columns, never mixed; ``not run`` where there is
         none. If every set of ours is a stand-in, a column per set of the paper has nothing to stand beside: one
-        column gives the range of the paper's values (``paper_table`` shows each). Reproduced cells are the mean ± standard deviation over splits and seeds, whose numbers the
-        column head states.
+        column gives the range of the paper's values (``paper_table`` shows each). Reproduced cells are the mean ±
+        standard deviation over splits and seeds, whose numbers the column head states.
 
     Raises
     ------

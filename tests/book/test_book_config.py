@@ -18,6 +18,8 @@ def test_only_pages_become_pages_and_nothing_is_executed_by_sphinx():
     assert CONFIG["only_build_toc_files"] is True
     assert CONFIG["execute"] == {"execute_notebooks": "off", "stderr_output": "remove"}
     assert "nb_custom_formats" not in str(CONFIG)
+    # .venv and .pytest_cache hold markdown files
+    assert ".*" in CONFIG["exclude_patterns"]
 
 
 def test_repository_is_the_same_everywhere():
