@@ -87,8 +87,9 @@ def denoising_error(
 class DenoisingLoss:
     """scDiff's training loss on the rows of a matrix (protocol 2.2): give it to ``training.fit``.
 
-    Per cell: one step t, uniform; Gaussian noise on the full x_0; a share r ~ U(0, 1) of the genes hidden from the
-    context, all of them with probability `empty_context`; each label replaced by null (row 0) with probability
+    Per cell: one step t, uniform; Gaussian noise on the full x_0; every gene hidden from the context with
+    probability r ~ U(0, 1) (the authors: a random subset of that share), all of them with probability
+    `empty_context`; each label replaced by null (row 0) with probability
     `drop`, independently.
 
     Parameters

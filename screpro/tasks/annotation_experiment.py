@@ -48,13 +48,30 @@ class Protocol(NamedTuple):
     validation_fraction: float = 0.1
     threads: int = 1
     grids: Mapping[str, list[dict[str, Any]]] = MappingProxyType({})  # settings to try instead of a baseline's grid
+    study_draws: Sequence[int] = (1, 5, 20)  # numbers of noise draws that scDiff's classifier is studied with
 
 
-def compare_methods(run: Run, labelled: Labelled, protocol: Protocol, methods: Sequence[str] = METHODS) -> None:
+def compare_methods(
+    run: Run,
+    labelled: Labelled,
+    protocol: Protocol,
+    methods: Sequence[str] = METHODS,
+    *,
+    trained: Mapping[tuple[int, int], Annotator] = MappingProxyType({}),
+) -> None:
     """Run every method on every (split, seed) and add its rows to `run`.
 
     What an interrupted run has already measured is not measured again. Besides the four scores, each unit records
     the seconds of fitting and predicting, and each tried setting its validation score.
+
+    Parameters
+    ----------
+    run
+        Where the rows go.
+    labelled, protocol, methods
+        Cells, how they are split and what is run on them.
+    trained
+        scDiff annotators that are there already, by (split, seed); used where nothing is tuned.
     """
     units = [
         (method, split, seed)
@@ -72,9 +89,12 @@ def compare_methods(run: Run, labelled: Labelled, protocol: Protocol, methods: S
         train = _both(train, validation)
         annotator = None
         if method == "scdiff":
-            annotator = _train_scdiff(run, labelled, protocol, options, number, train, split)
+            annotator = None if protocol.tune else trained.get((split, number))
+            annotator = annotator or _train_scdiff(run, labelled, protocol, options, number, train, split)
         predicted = _predict(protocol, labelled, method, options, number, train, test, annotator)
         seconds = time.monotonic() - started
+        if annotator is not None and annotator in trained.values():
+            seconds += annotator.seconds
         sizes = {"n_real": len(test.cell_type), "n_genes": len(test.genes)}
         for metric, value in classification_scores(test.cell_type, predicted).items():
             run.add(
@@ -82,27 +102,36 @@ def compare_methods(run: Run, labelled: Labelled, protocol: Protocol, methods: S
             )
         run.add(**unit, **sizes, item="Table 10", metric="fit_predict", value=seconds, unit="s", direction="lower")
         if annotator is not None:
-            study_classifier(run, annotator, test, dataset=protocol.dataset, split=split, seed=number)
+            study_classifier(
+                run,
+                annotator,
+                test,
+                dataset=protocol.dataset,
+                split=split,
+                seed=number,
+                draws=protocol.study_draws,
+            )
             _checkpoint(run, protocol, options, number, train, split).unlink(missing_ok=True)
 
 
 def study_classifier(
-    run: Run, annotator: Annotator, test: Cells, *, dataset: str, split: int, seed: int
+    run: Run, annotator: Annotator, test: Cells, *, dataset: str, split: int, seed: int, draws: Sequence[int]
 ) -> dict[str, float]:
     """Score one trained scDiff under other ways to classify: macro F1 by variant, also added to `run`.
 
-    Variants: shared or independent noise, number of draws, one time step alone, batch searched or given.
+    Variants: shared or independent noise, number of draws, 50 time steps, one time step alone, batch searched or
+    given. The last two use the second of `draws` with shared noise.
     """
     drawn = {
-        f"{kind} noise, {draws} draw{'s' if draws > 1 else ''}": annotator.errors(
-            test, seed=seed, shared_noise=kind == "shared", draws=draws, n_times=5
+        f"{kind} noise, {number} draw{'s' if number > 1 else ''}": annotator.errors(
+            test, seed=seed, shared_noise=kind == "shared", draws=number, n_times=5
         )
         for kind in ("independent", "shared")
-        for draws in (1, 5, 20)
+        for number in draws
     }
     drawn["shared noise, 50 time steps"] = annotator.errors(test, seed=seed, shared_noise=True, draws=1, n_times=50)
     scores = {name: macro_f1(test.cell_type, annotator.label(errors, test)) for name, errors in drawn.items()}
-    shared = drawn["shared noise, 5 draws"]
+    shared = drawn[f"shared noise, {draws[1]} draws"]
     for column, t in enumerate(shared.times):
         alone = annotator.label(shared, test, times=np.array([column]))
         scores[f"one step alone, t = {t}"] = macro_f1(test.cell_type, alone)
@@ -173,6 +202,8 @@ def _chosen(run: Run, labelled: Labelled, protocol: Protocol, method: str) -> di
             unit="fraction",
             direction="higher",
         )
+        if annotator is not None:
+            _checkpoint(run, protocol, options, seed, train, split).unlink(missing_ok=True)
     rows = run.frame()
     tried = rows[(rows["dataset"] == unit["dataset"]) & (rows["split"] == unit["split"]) & (rows["method"] == method)]
     scores = dict(zip(tried["metric_variant"], tried["value"], strict=True))
