@@ -85,6 +85,7 @@ def write_keys(*, tier: str = "ci") -> list[str]:
             executed.unlink()
         # prose is not part of the run's key; with it changed, `screpro run` writes the page without executing
         content = {"notebook": name, "tier": tier, "key": todo.key, "source": keys.file_hash(todo.source.path)}
+        content["records"] = keys.records_hash(todo.paper)
         changed = _write_if_changed(target, json.dumps(content) + "\n")
         if changed or not executed.is_file() or executed.stat().st_mtime_ns < target.stat().st_mtime_ns:
             stale.append(name)

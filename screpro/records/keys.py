@@ -16,7 +16,7 @@ from typing import Any
 from screpro import paths
 from screpro.records import sources
 
-__all__ = ["constraints_hash", "data_hashes", "device_class", "file_hash", "run_key", "tree_hash"]
+__all__ = ["constraints_hash", "data_hashes", "device_class", "file_hash", "records_hash", "run_key", "tree_hash"]
 
 
 def file_hash(path: str | Path) -> str:
@@ -41,6 +41,18 @@ def constraints_hash() -> str:
     """sha256 of ``constraints.txt``; empty where there is none (an installed copy)."""
     path = paths.root() / "constraints.txt"
     return file_hash(path) if path.is_file() else ""
+
+
+def records_hash(paper: str) -> str:
+    """sha256 over what a page shows but does not compute: the papers' values and claims, recorded runs of `paper`.
+
+    Not part of the key: when only these change, what was measured stays valid and just the page is made again.
+    """
+    top = paths.root() / "data"
+    files = [p for p in (top / "paper").glob("*") if p.suffix in {".csv", ".toml", ".json"}]
+    files += (top / "results" / paper).rglob("results.json")
+    lines = [f"{p.relative_to(top).as_posix()}:{file_hash(p)}" for p in sorted(files)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def device_class() -> str:

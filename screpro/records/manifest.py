@@ -34,6 +34,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "tier": str,
     "tree_hash": str,
     "constraints_hash": str,
+    "records_hash": str,
     "data": dict,
     "packages": dict,
     "python": str,

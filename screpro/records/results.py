@@ -227,6 +227,16 @@ def read_journal(path: Path, *, drop_last_unit: bool) -> tuple[list[dict[str, An
     return kept, data
 
 
+def write_journal(folder: Path) -> None:
+    """Turn the results of a finished run back into the journal of one that can be continued."""
+    from screpro.records import manifest
+
+    entries = [{"data": manifest.read(folder)["data"]}]
+    entries += [{"row": row} for row in read_rows(folder / "results.json")]
+    with paths.atomic_path(folder / "journal.jsonl") as aside:
+        aside.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
+
+
 class Run:
     """Collects the rows of one execution of a notebook; made by `start`.
 

@@ -48,6 +48,10 @@ class _Plan:
     key: str
 
     @property
+    def paper(self) -> str:
+        return self.source.name.split("/")[0]
+
+    @property
     def name(self) -> str:
         return f"{self.tier}-{self.key[:12]}"
 
@@ -137,11 +141,15 @@ def run(
     todo = plan(notebook, given, tier=tier)
     threads = threads or manifest.cores()
     with _lock(todo):
-        reused = (todo.folder / "manifest.json").is_file() and not force
+        finished = (todo.folder / "manifest.json").is_file() and not force
+        reused = finished and manifest.read(todo.folder)["records_hash"] == keys.records_hash(todo.paper)
         if reused:
             # the prose of the source may have changed since; its code cannot have
             _write_page(todo, manifest.read(todo.folder), todo.folder / "notebook.ipynb")
         else:
+            if finished:
+                # the page also shows recorded runs, which changed; what was measured need not be measured again
+                results.write_journal(todo.folder)
             _execute(todo, threads)
         content = manifest.read(todo.folder)
         if out is not None:
@@ -204,6 +212,7 @@ def _execute(todo: _Plan, threads: int) -> None:
         "tier": todo.tier,
         "tree_hash": todo.library,
         "constraints_hash": keys.constraints_hash(),
+        "records_hash": keys.records_hash(todo.paper),
         "data": todo.data | data,
         "packages": manifest.packages(),
         "python": sys.version.split()[0],

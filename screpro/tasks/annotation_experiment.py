@@ -223,7 +223,7 @@ def _checkpoint(run: Run, protocol: Protocol, options: dict, seed: int, train: C
     """One file per unit of work: a killed run finds exactly the training it was in the middle of."""
     unit = [protocol.dataset, split, seed, len(train.cell_type), options]
     name = hashlib.sha256(json.dumps(unit, sort_keys=True).encode()).hexdigest()[:16]
-    return run.folder / "work" / f"scdiff-{name}.safetensors"
+    return run.folder / "checkpoints" / f"scdiff-{name}.safetensors"
 
 
 def _train_scdiff(

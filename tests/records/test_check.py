@@ -20,6 +20,7 @@ CONTENT = {
     "tier": "laptop",
     "tree_hash": "",
     "constraints_hash": "",
+    "records_hash": "",
     "data": {},
     "packages": {},
     "python": "3.11",

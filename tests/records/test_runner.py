@@ -259,3 +259,19 @@ def test_forced_run_replaces_the_finished_one(place, no_kernel):
     first = runner.run(place / "demo" / "small.py")
     again = runner.run(place / "demo" / "small.py", force=True)
     assert first.folder == again.folder and not again.reused
+
+
+def test_changed_records_renew_the_page_and_keep_what_was_measured(finished, place, monkeypatch):
+    """A page also shows recorded runs and verdicts; when those change it is made again from the same rows."""
+    before = records.read_results(finished.folder / "results.json")
+    monkeypatch.setattr(keys, "records_hash", lambda paper: f"other records of {paper}")
+    again = runner.run(place / "demo" / "small.py", given(place), threads=1)
+    assert not again.reused and again.key == finished.key
+    assert again.manifest["records_hash"] == "other records of demo"
+    assert "kept [0]" in (again.folder / "notebook.ipynb").read_text()  # the last unit is never trusted
+    after = records.read_results(again.folder / "results.json")
+    assert (
+        before.sort_values(["seed", "metric"])["value"].tolist()
+        == after.sort_values(["seed", "metric"])["value"].tolist()
+    )
+    assert runner.run(place / "demo" / "small.py", given(place), threads=1).reused

@@ -135,7 +135,7 @@ def test_experiment(labelled, protocol, monkeypatch, tmp_path):
     assert epochs[25] > epochs[2]
     study = rows[rows["item"] == "X-1"]
     assert "batch given" in set(study["metric_variant"]) and study.groupby("metric_variant").size().eq(4).all()
-    assert not list(tmp_path.glob("work/*"))  # checkpoints are gone once their rows are there
+    assert not list(tmp_path.glob("checkpoints/*"))  # checkpoints are gone once their rows are there
 
     # started again with the same key, nothing is measured twice
     def refuse(*args, **kwargs):
