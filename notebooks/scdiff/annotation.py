@@ -135,7 +135,7 @@ run.use_data(name, adata.uns["data_hash"])
 labelled = annotation_cells(log_normalise(adata))
 cells = labelled.cells
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 tiers = {  # splits, seeds, share held out, whether every method is tuned
     "ci": ([0], [0, 1], 0.2, False),
     "laptop": ([0, 1], [0, 1, 2], 0.2, True),
@@ -181,13 +181,16 @@ Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in 
 # ## One annotator, step by step
 
 # %%
-train, _, test = train_test(labelled, protocol.splits[0], test=protocol.test_fraction, validation=0.0)
+first_split, first_seed = protocol.splits[0], protocol.seeds[0]
+train, _, test = train_test(
+    labelled, first_split, test=protocol.test_fraction, validation=0.0
+)
 annotator = train_annotator(
     train,
     n_types=len(labelled.types),
     n_batches=len(labelled.batches),
     settings=protocol.base,
-    seed=protocol.seeds[0],
+    seed=first_seed,
     threads=threads,
 )
 errors = annotator.errors(test, seed=0)  # (cells, candidates, time steps)
@@ -201,20 +204,20 @@ figure = confusion_figure(counts, labelled.types)
 
 # %% [markdown]
 # The candidates of one cell differ by little compared with the error itself: what decides is a small difference
-# between large numbers, and so anything that adds noise to the *difference*, like drawing new noise for every
-# candidate, costs accuracy.
+# between large numbers. Noise that differs between the candidates adds to that difference; whether that matters is
+# measured [below](#does-it-matter-how-the-cells-are-classified).
 
 # %%
 mean_error = errors.error.mean(axis=2)  # (cells, candidates)
 best, second = np.sort(mean_error, axis=1)[:, :2].T
 gap = np.median((second - best) / best)
-print(f"error of the best candidate {best.mean():.4f}; the second is {gap:.1%} worse (median)")
+print(f"best candidate: error {best.mean():.4f}; second: {gap:.1%} worse (median)")
 
 # %% [markdown]
 # ## All methods
 
 # %%
-trained = {(protocol.splits[0], protocol.seeds[0]): annotator}
+trained = {(first_split, first_seed): annotator}
 compare_methods(run, labelled, protocol, methods or METHODS, trained=trained)
 
 # %% tags=["hide-input"]
@@ -255,8 +258,8 @@ table("Table 1", "macro_precision", "Macro precision (the paper's Table 1, as pr
 # What its name promises, macro recall, and plain accuracy:
 
 # %% tags=["hide-input"]
-display(table("Table 1", "macro_recall", "Macro recall (the paper column is macro precision)"))
-display(table("Table 1", "accuracy", "Plain accuracy (the paper column is macro precision)"))
+display(table(None, "macro_recall", "Macro recall (not printed in the paper)"))
+display(table(None, "accuracy", "Plain accuracy (not printed in the paper)"))
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Macro F1 of every method, one panel per data set: a dot per split and seed, a bar at the mean. The same numbers stand in the table of macro F1 above."}}
 scores = main[main["metric"] == "macro_f1"]
@@ -265,7 +268,7 @@ figure = score_figure(
 )
 
 # %% [markdown]
-# ### How the cells are classified matters as much as the network
+# ### Does it matter how the cells are classified?
 #
 # The same trained networks, scored in other ways (ablation X-1, not in the paper). The authors draw new noise for
 # every candidate and once per time step; the diffusion classifier they build on shares the noise between candidates.
@@ -301,7 +304,7 @@ right.set_xticks([1, 5, 20], ["1", "5", "20"])
 right.minorticks_off()
 for axes in (left, right):
     axes.grid(color="0.9")
-figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+legend = figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 # %% [markdown]
 # ### What tuning chose
@@ -329,18 +332,19 @@ tried.pivot_table(
 #
 # Decision rules were written down before any of these runs ([ledger of claims](../../book/ledger.md)).
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 for claim in records.load_claims("scdiff"):
     if claim.id in ("S1", "S2"):
         verdict = records.verdict(claim, rows)
-        display(Markdown(f"**{claim.id}** {claim.statement}  \n**Verdict: {verdict.word}.** {verdict.evidence}"))
+        said = f"{{verdict}}`{verdict.word}` {verdict.evidence}"
+        display(Markdown(f"**{claim.id}.** {claim.statement}\n\n{said}"))
 
 # %% [markdown]
 # ## Where we differ
 #
 # | | paper | authors' code | here |
 # |---|---|---|---|
-# | data | six atlases, 8 444 to 58 484 cells | the same | stand-ins of 700 to 3 874 cells (tier `paper` takes the originals through the registry) |
+# | data | six sets, 8 444 to 58 484 cells | the same | stand-ins of 700 to 3 874 cells (tier `paper` takes the originals through the registry) |
 # | held out | 10 % | 10 %, one split for all runs | 20 % at tiers `ci` and `laptop`, so that rare types have test cells; several splits |
 # | candidates | cell types | every (batch, type) pair of the training cells | the same pairs; given batch in the study above |
 # | context in training | masked at random | a random subset of a random share of the genes | every gene hidden with that share as its probability |

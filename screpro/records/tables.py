@@ -105,7 +105,7 @@ class Table:
 
 def side_by_side(
     paper: str,
-    item: str,
+    item: str | None,
     results: "pd.DataFrame",
     *,
     metric: str,
@@ -125,7 +125,7 @@ def side_by_side(
     Parameters
     ----------
     paper, item
-        Whose table, e.g. ``"scdiff", "Table 1"``.
+        Whose table, e.g. ``"scdiff", "Table 1"``; no item for a metric that the paper does not print.
     results
         Result rows, live or recorded, of any metrics and tiers.
     metric, metric_variant
@@ -162,7 +162,7 @@ def side_by_side(
         The paper has no such table, metric or setting, a kind is unknown, or the results hold several variants
         of the metric and none was chosen.
     """
-    printed = _printed_part(paper, item, paper_metric, setting)
+    printed = _printed_part(paper, item, paper_metric, setting) if item else paper_values(paper).iloc[:0]
     same, methods, kinds, titles = same or {}, methods or {}, kinds or {}, titles or {}
     if odd := set(kinds.values()) - set(KINDS):
         raise ScreproError(f"a kind is one of {', '.join(KINDS)}", got=", ".join(odd), fix="choose one of them")
@@ -210,7 +210,7 @@ def side_by_side(
     shown = f"{metric} ({metric_variant})" if metric_variant else metric
     theirs = ", ".join(dict.fromkeys(printed["metric"]))
     return Table(
-        caption=caption or f"{item}: {theirs} in the paper, {shown} here",
+        caption=caption or (f"{item}: {theirs} in the paper, {shown} here" if item else shown),
         paper_heads=(f"lowest to highest of {len(paper_sets)} sets",) if all_stand_ins else tuple(paper_sets),
         our_heads=heads,
         rows=tuple(rows),
@@ -271,7 +271,7 @@ def _head(chosen: "pd.DataFrame", dataset: str, tier: str, same: Mapping[str, st
 def _paper_gaps(printed: "pd.DataFrame", subject: str | None, other: str | None) -> Sequence[float]:
     """Differences in the paper, positive where the subject is better; empty when either is absent."""
     table = printed.pivot_table(index="dataset", columns="method", values="mean", sort=False)
-    if subject not in table or other not in table:
+    if printed.empty or subject not in table or other not in table:
         return []
     direction = printed["direction"].iloc[0]
     if direction == "towards 0.5":

@@ -222,3 +222,12 @@ def test_stand_ins_stand_beside_the_range_of_the_paper():
     lines = {row.method: row for row in table.rows}
     assert lines["scDiff"].paper == ("0.8193 to 0.9626",)
     assert lines["Neighbours"].paper == ("–",)
+
+
+def test_a_metric_the_paper_does_not_print_has_no_paper_column():
+    scores = {("gut", "scdiff"): cells(0.9), ("gut", "knn"): cells(0.8)}
+    table = side_by_side("scdiff", None, rows(scores), metric="macro_f1", subject="scdiff")
+    assert table.paper_heads == () and "paper" not in {group for group, _ in table.to_frame().columns}
+    said = {row.method: row.verdict for row in table.rows}
+    assert said["knn"] == "scdiff ahead on 1, behind on 0 of 1 here"
+    assert '<th scope="colgroup" colspan="1">reproduced' in table._repr_html_()
