@@ -9,6 +9,7 @@ import torch
 from anndata import AnnData
 
 from screpro.data.splits import cell_split
+from screpro.data.validate import check_labels
 from screpro.errors import ScreproError
 from screpro.losses import DenoisingLoss
 from screpro.models.scdiff import ScDiff, ScDiffConfig
@@ -42,7 +43,13 @@ def annotation_cells(adata: AnnData) -> Labelled:
 
     ``obs["batch"]`` is used where it exists and does not settle the type: if every type comes from a batch of its
     own (sorted cells, one run per type), the batch IS the answer, and using it would be cheating.
+
+    Raises
+    ------
+    ScreproError
+        If there is no column of cell types, a cell has none, or a type has a single cell.
     """
+    check_labels(adata.obs, "cell_type")
     types = adata.obs["cell_type"].astype(str).astype("category").cat
     batch = np.zeros(adata.n_obs, dtype=np.int64)
     batches = ["all"]

@@ -49,6 +49,14 @@ def test_a_batch_that_settles_the_type_is_not_used(adata):
     assert found.batches == ["all"] and found.cells.batch.max() == 0
 
 
+def test_cells_without_types_are_refused_at_once(adata):
+    """Some registered sets carry no labels."""
+    unlabelled = adata.copy()
+    del unlabelled.obs["cell_type"]
+    with pytest.raises(ScreproError, match="cell_type"):
+        annotation_cells(log_normalise(unlabelled))
+
+
 def test_parts_are_the_split(labelled):
     n = len(labelled.cells.cell_type)
     parts = cell_split(n, seed=4, test=0.2, validation=0.1)
