@@ -1,8 +1,8 @@
 """Cell-type annotation baselines behind one call, with the settings that are tuned for each.
 
 ``run("celltypist", train, test, n_types=K, seed=0, threads=1)`` fits on `train` and answers for `test`.
-``tune`` picks the setting with the best score on a validation split, with the same rule for every method. The
-first setting of a grid is always the published default (``{}``).
+The first setting of a grid is always the published default (``{}``); which one is used is decided on validation
+cells, by the same rule for every method (``screpro.tasks.annotation_experiment``).
 
 Labels live in one code space 0..K-1 for training and test cells. Types that training has not seen are never
 predicted and have score 0; types that only training has are allowed answers.
@@ -20,7 +20,7 @@ from screpro.baselines.common import Prediction
 from screpro.errors import ScreproError
 from screpro.tasks.cells import Cells
 
-__all__ = ["BASELINES", "Baseline", "Prediction", "run", "search", "tune"]
+__all__ = ["BASELINES", "Baseline", "Prediction", "run"]
 
 
 class Baseline(NamedTuple):
@@ -68,58 +68,6 @@ def run(
         Unknown method or option, package not installed, no cells, other genes, codes out of range.
     """
     return _baseline(name).fit_predict(train, test, n_types=n_types, seed=seed, threads=threads, **(options or {}))
-
-
-def search(
-    name: str,
-    train: Cells,
-    validation: Cells,
-    *,
-    n_types: int,
-    seed: int,
-    metric: str = "macro_f1",
-    threads: int = 1,
-    grid: list[dict[str, Any]] | None = None,
-) -> list[tuple[dict[str, Any], float]]:
-    """Score every setting of the grid on the validation cells.
-
-    Parameters
-    ----------
-    name, train, n_types, seed, threads
-        As in `run`.
-    validation
-        Labelled cells that are in neither the training nor the test split.
-    metric
-        Name in `screpro.metrics.classification.METRICS`.
-    grid
-        Settings to try instead of the method's own grid.
-
-    Returns
-    -------
-    (options, score) in the order of the grid.
-    """
-    from screpro.metrics.classification import METRICS
-
-    if metric not in METRICS:
-        raise ScreproError(
-            "Methods are tuned on a classification score.", got=metric, fix=f"choose one of {', '.join(METRICS)}"
-        )
-    tried = []
-    for options in _baseline(name).grid if grid is None else grid:
-        found = run(name, train, validation, n_types=n_types, seed=seed, threads=threads, options=options)
-        tried.append((dict(options), METRICS[metric](validation.cell_type, found.labels)))
-    return tried
-
-
-def tune(name: str, train: Cells, validation: Cells, **how: Any) -> dict[str, Any]:
-    """Options with the best validation score; ties go to the earlier setting, so to the published default.
-
-    Takes the keywords of `search`. A grid of one setting is returned without a run.
-    """
-    grid = how.get("grid") or _baseline(name).grid
-    if len(grid) == 1:
-        return dict(grid[0])
-    return max(search(name, train, validation, **how), key=lambda tried: tried[1])[0]
 
 
 def _baseline(name: str) -> Baseline:

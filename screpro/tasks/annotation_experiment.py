@@ -215,7 +215,7 @@ def _grid(method: str, protocol: Protocol) -> list[dict[str, Any]]:
     if method == "scdiff":
         settings = scdiff_grid(protocol.base) if protocol.tune else [protocol.base]
         return [asdict(setting) for setting in settings]
-    grid = protocol.grids.get(method, baselines.BASELINES[method].grid)
+    grid = list(protocol.grids.get(method, baselines.BASELINES[method].grid))
     return grid if protocol.tune else grid[:1]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from screpro.baselines import actinn, scanvi, singlecellnet
-from screpro.baselines.annotation import BASELINES, Baseline, run, search, tune
+from screpro.baselines.annotation import BASELINES, Baseline, run
 from screpro.errors import ScreproError
 from screpro.metrics.classification import macro_f1
 from screpro.tasks.cells import Cells
@@ -186,18 +186,6 @@ def test_unseen_batch_and_batch_equal_to_type():
     assert found.labels.shape == (10,)
 
 
-def test_tuning_takes_the_best_and_the_earlier_of_equals(split):
-    train, validation = split
-    how = {"n_types": 3, "seed": 0}
-    bad, good = {"C": 1e-9}, {"C": 1.0}
-    tried = search("logistic_regression", train, validation, grid=[bad, good], **how)
-    assert [options for options, _ in tried] == [bad, good]
-    assert tried[0][1] < tried[1][1]
-    assert tune("logistic_regression", train, validation, grid=[bad, good], **how) == good
-    assert tune("logistic_regression", train, validation, grid=[good, {"C": 1.0, "max_iter": 999}], **how) == good
-    assert tune("majority", train, validation, **how) == {}
-
-
 def test_errors_are_named(split, monkeypatch):
     train, test = split
     how = {"n_types": 3, "seed": 0}
@@ -211,8 +199,6 @@ def test_errors_are_named(split, monkeypatch):
         run("knn", train.take([]), test, **how)
     with pytest.raises(ScreproError, match="n_types - 1 = 1"):
         run("knn", train, test, n_types=2, seed=0)
-    with pytest.raises(ScreproError, match="tuned on"):
-        search("knn", train, test, metric="rmse", **how)
     monkeypatch.setitem(sys.modules, "celltypist", None)
     with pytest.raises(ScreproError, match=r"screpro\[baselines\]"):
         run("celltypist", train, test, **how)

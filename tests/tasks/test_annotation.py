@@ -109,6 +109,7 @@ def protocol():
         base=SMALL,
         tune=True,
         grids={"knn": [{}, {"k": 5}]},
+        study_draws=(1, 2),
     )
 
 
@@ -156,3 +157,20 @@ def test_experiment(labelled, protocol, monkeypatch, tmp_path):
     done = records.start("scdiff/annotation", tier="ci")
     monkeypatch.setattr(annotation_experiment, "_train_scdiff", refuse)
     annotation_experiment.compare_methods(done, labelled, protocol, ["scdiff"])
+
+
+@pytest.mark.parametrize(("right", "chosen"), [([3, 12, 9], 1), ([5, 9, 9], 1), ([9, 9, 9], 0)])
+def test_tuning_takes_the_best_and_the_earlier_of_equals(labelled, protocol, monkeypatch, right, chosen):
+    """Predictions with a given number of right answers on the 18 validation cells."""
+    grid = [{"k": k} for k in (1, 2, 3)]
+
+    def answer(protocol, labelled, method, options, seed, train, cells, annotator):
+        wrong = (cells.cell_type + 1) % 3
+        return np.where(np.arange(len(wrong)) < right[options["k"] - 1], cells.cell_type, wrong)
+
+    monkeypatch.setattr(annotation_experiment, "_predict", answer)
+    run = records.start("scdiff/annotation", tier="ci")
+    tuned = protocol._replace(grids={"knn": grid})
+    assert annotation_experiment._chosen(run, labelled, tuned, "knn") == grid[chosen]
+    assert len(run.frame()) == 3
+    assert annotation_experiment._chosen(run, labelled, tuned._replace(tune=False), "knn") == grid[0]
