@@ -204,17 +204,14 @@ def _products(n: int, genes: int, width: int, depth: int) -> Callable[[], None]:
         layers += [(width, width, n, True)]  # context
         layers += [(width, width, n, True)] * 2 + [(width, width, 2 * n, True)] * 2  # query, output, key, value
         layers += [(width, 8 * width, n, True), (4 * width, width, n, True)]
-    shapes = {}
-    for fan_in, fan_out, rows, _ in layers:
-        shapes[fan_in, fan_out, rows] = (
-            torch.randn(rows, fan_in),
-            torch.randn(fan_out, fan_in),
-            torch.randn(rows, fan_out),
-        )
+    # every layer has matrices of its own: shared ones would stay in the cache, which a step's do not
+    operands = [
+        (torch.randn(rows, fan_in), torch.randn(fan_out, fan_in), torch.randn(rows, fan_out), needs_input)
+        for fan_in, fan_out, rows, needs_input in layers
+    ]
 
     def multiply() -> None:
-        for fan_in, fan_out, rows, needs_input in layers:
-            x, weight, grad = shapes[fan_in, fan_out, rows]
+        for x, weight, grad, needs_input in operands:
             x @ weight.T
             grad.T @ x
             if needs_input:

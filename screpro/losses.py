@@ -75,7 +75,10 @@ def denoising_error(
         As for ``ScDiff.forward``.
     """
     noisy, context, x = model.embedder, model.context, cells.matrix()
-    projected = schedule.signal[t, None] * matmul(x, noisy.table) + schedule.noise[t, None] * (noise @ noisy.table)
+    if x.is_dense:
+        projected = schedule.diffuse(x.dense, t, noise) @ noisy.table
+    else:  # the clean part through its non-zeros, the noise alone through a dense product
+        projected = schedule.signal[t, None] * matmul(x, noisy.table) + schedule.noise[t, None] * (noise @ noisy.table)
     h = noisy.after_table(projected) + time_embedding(t, model.config.width)
     seen = matmul(cells.matrix(cells.values * visible), context.embedder.table)
     lists = [context.tokens(context.embedder.after_table(seen))]

@@ -63,7 +63,7 @@ def classifier_errors(
     draws: int = 1,
     shared_noise: bool = True,
     noise: Tensor | None = None,
-    memory_mib: int = 64,
+    memory_mib: int = 32,
 ) -> ClassifierErrors:
     """Denoising error of every cell under every candidate.
 
@@ -111,9 +111,7 @@ def classifier_errors(
     weight, bias = model.head.weight, model.head.bias
     gram = weight.T @ weight  # (D, D)
     shift = weight.T @ bias
-    batch_rows = None
-    if model.batch_table is not None:
-        batch_rows = model.batch_table[torch.as_tensor(candidates[:, 0], device=device)]  # (candidates, D)
+    batch_of = torch.as_tensor(candidates[:, 0], device=device)
 
     # feed-forward temporaries: value and gate of 4 D, and a few of D
     bytes_per_cell = 4 * 14 * config.width * n_times * n_encoded
@@ -137,10 +135,15 @@ def classifier_errors(
             noised = schedule.signal[times, None] * clean[:, None] + schedule.noise[times, None] * embedded
             h = model.embedder.after_table(noised) + time_embedding(times.to(device), config.width)
             h = h.expand(n_encoded, n, n_times, config.width).reshape(n_encoded, n * n_times, config.width)
-            h = _encode(model, h, folded).view(n_encoded, n, n_times, config.width)[encoded_of]
-            if batch_rows is not None:
-                h = h + batch_rows[:, None, None]  # (candidates, n, times, D)
-            error = (h * (h @ gram - 2 * target[:, None])).sum(-1).double() + square[:, None]
+            h = _encode(model, h, folded).view(n_encoded, n, n_times, config.width)
+            h_gram = h @ gram
+            error = (h * (h_gram - 2 * target[:, None])).sum(-1)[encoded_of].double() + square[:, None]
+            if model.batch_table is not None:
+                # |W (h + e) + b - x|^2 has two more terms with the batch embedding e: 2 e'W'(W h + b - x) + e'W'W e
+                batches = model.batch_table  # (batches, D)
+                with_h = 2 * (h_gram - target[:, None]) @ batches.T  # (encoded, n, times, batches)
+                alone = ((batches @ gram) * batches).sum(-1)
+                error += with_h[encoded_of, :, :, batch_of].double() + alone[batch_of, None, None]
             total[rows] += error.movedim(0, 1).cpu().numpy() / (draws * config.n_genes)
     return ClassifierErrors(total, candidates, times.numpy())
 

@@ -231,3 +231,14 @@ def test_a_metric_the_paper_does_not_print_has_no_paper_column():
     said = {row.method: row.verdict for row in table.rows}
     assert said["knn"] == "scdiff ahead on 1, behind on 0 of 1 here"
     assert '<th scope="colgroup" colspan="1">reproduced' in table._repr_html_()
+
+
+def test_the_rule_of_s1_reads_a_page_with_other_variants():
+    """Rows of tuning and of other ways to classify stand in the same results; the rule is about the plain score."""
+    (s1,) = [claim for claim in load_claims("scdiff") if claim.id == "S1"]
+    scores = {(f"set {k}", m): cells(v) for k in range(3) for m, v in (("scdiff", 0.9), ("celltypist", 0.8))}
+    plain_rows = rows(scores)
+    variants = plain_rows.assign(metric_variant="shared noise, 5 draws", value=0.0)
+    tuning = plain_rows.assign(metric_variant='{"C": 1}', split="0, validation", value=0.0)
+    everything = pd.concat([plain_rows, variants, tuning], ignore_index=True)
+    assert verdict(s1, everything).word == "supported"
