@@ -314,8 +314,8 @@ legend = figure.legend(*left.get_legend_handles_labels(), loc="outside lower cen
 #
 # Where scDiff stays behind logistic regression, training length is the first suspect: on the set with the most genes,
 # `pbmc_facs_zheng`, halving the epochs costs scDiff more than any other change tried, and twice as many were too slow
-# to try on two cores. Width, number of draws and shared noise move its score by less than the spread between splits.
-# scANVI was too slow to be tuned on the recorded sets with two cores and is marked "not run" there.
+# to try on two cores. Width, number of draws and shared noise move its score there by less than the spread between
+# splits. scANVI was too slow on the two larger recorded sets with two cores and is marked "not run" there.
 
 # %% tags=["hide-input"]
 def changed(options: str) -> str:
