@@ -20,7 +20,7 @@ help:  ## this list
 	  || { echo "screpro needs Python >= 3.11; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@if [ -f $@ ]; then rm $@; else $(PYTHON) -m venv --clear .venv; fi
 	@echo "installing the pinned environment into .venv (a few minutes the first time)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --no-compile \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input \
 	  -c constraints.txt -e ".[baselines,book,dev]"
 	@touch $@
 
