@@ -87,7 +87,8 @@ def _scdiff(parts: dict) -> dict[str, np.ndarray]:
     """Outputs of our scDiff denoiser: context visible, hidden (annotation) and partly hidden (imputation)."""
     import torch
 
-    from screpro.models.scdiff import from_authors, time_embedding
+    from screpro.models.scdiff import time_embedding
+    from screpro.models.scdiff_authors import from_authors
 
     config = parts["config"]
     weights = {name: torch.from_numpy(array) for name, array in parts["weight"].items()}

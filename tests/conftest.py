@@ -1,10 +1,16 @@
 """Fixtures that several folders use."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
+
+# read by Triton when it is imported: without a GPU its kernels run in the interpreter, on the CPU
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -12,8 +18,6 @@ VECTORS = Path(__file__).parent / "vectors"
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Test processes run side by side: each keeps to one core, or they slow each other down tenfold."""
-    import torch
-
     torch.set_num_threads(1)
 
 

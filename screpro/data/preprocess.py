@@ -31,8 +31,14 @@ def log_normalise(adata: AnnData, *, target_sum: float = 1e4) -> AnnData:
     Raises
     ------
     ScreproError
-        If nothing is left after dropping empty genes and cells.
+        If ``X`` holds log values already, or nothing is left after dropping empty genes and cells.
     """
+    if adata.uns.get("values", "counts") != "counts":
+        raise ScreproError(
+            "Counts are normalised once, from counts.",
+            got=f"{adata.uns['values']} values in X",
+            fix="use X as it is; this data set is published without its counts",
+        )
     counts = sp.csr_matrix(adata.X, dtype=np.float32)
     counts.eliminate_zeros()
     genes = np.flatnonzero(counts.getnnz(axis=0) > 0)

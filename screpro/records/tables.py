@@ -68,29 +68,28 @@ class Table:
     comparisons: dict[str, list[Comparison]] = field(default_factory=dict, repr=False)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Rows by method; columns in the groups ``paper``, ``reproduced`` and the verdict."""
+        """Rows by method; columns in the groups ``paper`` and ``reproduced`` after the verdict."""
         import pandas as pd
 
-        columns = [("", "kind")]
+        # the verdict stands before the numbers: with many data sets the table scrolls sideways on a phone
+        columns = [("", "kind"), ("", "verdict")]
         columns += [("paper", head) for head in self.paper_heads]
         columns += [("reproduced", head) for head in self.our_heads]
-        columns += [("", "verdict")]
-        cells = [[row.kind, *row.paper, *row.ours, row.verdict] for row in self.rows]
+        cells = [[row.kind, row.verdict, *row.paper, *row.ours] for row in self.rows]
         index = pd.Index([row.method for row in self.rows], name="method")
         return pd.DataFrame(cells, index=index, columns=pd.MultiIndex.from_tuples(columns))
 
     def _repr_html_(self) -> str:
         groups = [("paper", len(self.paper_heads)), ("reproduced", max(1, len(self.our_heads)))]
-        top = ['<th scope="col" rowspan="2">method</th>', '<th scope="col" rowspan="2">kind</th>']
+        top = [f'<th scope="col" rowspan="2">{name}</th>' for name in ("method", "kind", "verdict")]
         top += [f'<th scope="colgroup" colspan="{n}">{name}</th>' for name, n in groups if n]
-        top += ['<th scope="col" rowspan="2">verdict</th>']
         heads = [*self.paper_heads, *(self.our_heads or ("not run",))]
         body = []
         for row in self.rows:
-            cells = [f'<th scope="row">{escape(row.method)}</th>', f"<td>{row.kind}</td>"]
+            cells = [f'<th scope="row">{escape(row.method)}</th>']
+            cells += [f"<td>{row.kind}</td>", f'<td class="verdict">{escape(row.verdict)}</td>']
             cells += [f'<td class="paper">{escape(cell)}</td>' for cell in row.paper]
             cells += [f'<td class="reproduced">{escape(cell)}</td>' for cell in row.ours or ("not run",)]
-            cells += [f"<td>{escape(row.verdict)}</td>"]
             body.append(f'<tr class="{row.kind}">{"".join(cells)}</tr>')
         second = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
         note = f'<p class="screpro-note">{escape(self.note)}</p>' if self.note else ""

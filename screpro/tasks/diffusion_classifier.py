@@ -63,7 +63,7 @@ def classifier_errors(
     draws: int = 1,
     shared_noise: bool = True,
     noise: Tensor | None = None,
-    memory_mib: int = 32,
+    memory_mib: int = 8,
 ) -> ClassifierErrors:
     """Denoising error of every cell under every candidate.
 
@@ -86,7 +86,7 @@ def classifier_errors(
     noise
         (n, time steps, draws, candidates or 1, D) embedded noise to use instead of drawing it (for tests).
     memory_mib
-        Size of the largest temporary; cells are processed in chunks that respect it.
+        Size of the temporaries; cells are processed in chunks that respect it. The default keeps them in cache.
 
     Returns
     -------

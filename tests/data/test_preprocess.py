@@ -1,0 +1,45 @@
+"""Preprocessing of the protocol: what is kept, the scale, and that it happens once."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from screpro.data.preprocess import log_normalise
+from screpro.errors import ScreproError
+
+COUNTS = hnp.arrays(
+    np.int64, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=8), elements=st.integers(0, 9)
+)
+
+
+@given(COUNTS)
+def test_every_kept_cell_has_the_target_total_and_its_own_proportions(counts):
+    adata = AnnData(sp.csr_matrix(counts, dtype=np.float32))
+    if not counts.any():
+        with pytest.raises(ScreproError, match="at least one count"):
+            log_normalise(adata)
+        return
+    done = log_normalise(adata)
+    kept = counts[counts.any(axis=1)][:, counts.any(axis=0)]
+    assert done.shape == kept.shape
+    np.testing.assert_array_equal(done.layers["counts"].toarray(), kept)
+    scaled = np.expm1(done.X.toarray().astype(np.float64))
+    np.testing.assert_allclose(scaled, 1e4 * kept / kept.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_the_input_is_left_alone_and_equal_gene_names_are_told_apart():
+    adata = AnnData(np.array([[1.0, 2.0], [0.0, 0.0]], dtype=np.float32))
+    adata.var_names = ["A", "A"]
+    done = log_normalise(adata)
+    assert done.var_names.is_unique and done.n_obs == 1
+    np.testing.assert_array_equal(adata.X, [[1, 2], [0, 0]])
+
+
+def test_log_values_are_not_normalised_again():
+    adata = AnnData(np.array([[1.5, 0.3]], dtype=np.float32), uns={"values": "log1p"})
+    with pytest.raises(ScreproError, match="normalised once"):
+        log_normalise(adata)
