@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from screpro.cli_show import show
+from screpro.cli_show import plain, show
 from screpro.errors import ScreproError
 
 __all__ = ["app", "main"]
@@ -250,13 +250,24 @@ def metrics(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="What to time, e.g. annotate.", show_default=False)],
-    as_json: AsJson = False,
+    what: Annotated[str, typer.Argument(help="annotate, kernels, or one group of kernels as kernels-energy.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows and the machine's facts there.")
+    ] = None,
 ) -> None:
-    """Time a part of the library against a plain version of it, in one run."""
-    from screpro import bench as benchmarks
+    """Time a part of the library against its peers, in one run.
 
-    show(_records(benchmarks.run(what)), as_json)
+    Peers come with `pip install "screpro[bench]"`; one that is not installed is said to be not measured. Two need an
+    environment of their own (pip install "pdex>=0.3" "pertpy==1.0.3" "statsmodels<0.15"): name its Python in
+    SCREPRO_PEER_PYTHON.
+    """
+    from screpro import bench as benchmarks
+    from screpro.records import keys, timings
+
+    rows = benchmarks.run(what)
+    show(rows, False)
+    if json_file:
+        timings.write_timings(json_file, what, plain(rows), device=keys.device_class())
 
 
 @app.command()

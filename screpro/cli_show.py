@@ -6,13 +6,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["show"]
+__all__ = ["plain", "show"]
 
 
 def show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """Print rows as JSON, or as a table with the columns of the first row."""
     if as_json:
-        print(json.dumps([{k: _plain(v) for k, v in row.items()} for row in rows], indent=1, ensure_ascii=False))
+        print(json.dumps(plain(rows), indent=1, ensure_ascii=False))
         return
     if not rows:
         print("nothing to show")
@@ -35,6 +35,11 @@ def show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     for line in text:
         table.add_row(*(Text(cell) for cell in line))
     Console().print(table)
+
+
+def plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with values that JSON has."""
+    return [{str(k): _plain(v) for k, v in row.items()} for row in rows]
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from screpro.records.claims import Claim, Verdict, load_claims, verdict
 from screpro.records.paper import figures, heldout, inventory, paper_values
 from screpro.records.results import Run, load_results, read_results, start, write_results
 from screpro.records.tables import Table, paper_table, side_by_side
+from screpro.records.timings import load_timings
 
 __all__ = [
     "Claim",
@@ -20,6 +21,7 @@ __all__ = [
     "inventory",
     "load_claims",
     "load_results",
+    "load_timings",
     "paper_table",
     "paper_values",
     "read_results",
