@@ -1,0 +1,1 @@
+"""From noise to cells: ways to run a trained denoiser backwards."""
