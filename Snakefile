@@ -8,7 +8,7 @@
 import sys
 from pathlib import Path
 
-from screpro import book, book_pages
+from screpro import book, book_atlas, book_pages
 
 TIER = config.get("tier", "ci")
 STALE = book.write_keys(tier=TIER)
@@ -50,7 +50,7 @@ rule pages:
         EXECUTED,
         "_build/keys/pages.json",
     output:
-        [f"book/generated/{page}" for page in book_pages.PAGES],
+        [f"book/generated/{page}" for page in (*book_pages.PAGES, *book_atlas.pages())],
     shell:
         'echo "book: pages from the records" && {PYTHON:q} -m screpro.book pages'
 

@@ -5,43 +5,31 @@ Every figure is a median over repeats that take turns, so that a machine that sl
 
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from screpro.bench_kernels import OPERATIONS, kernels
+from screpro.bench_measure import turns
 from screpro.errors import ScreproError
 
 __all__ = ["BENCHES", "run"]
 
 
 def run(what: str) -> list[dict[str, Any]]:
-    """Rows of one benchmark: ``operation, size, ours_ms, peer, peer_ms, ratio, target, agreement``.
+    """Rows of one benchmark: ``operation, size, ours_ms, peer, peer_ms, ratio, target, agreement, machine``.
 
     `ratio` is peer / ours where faster is the aim, ours / peer where the aim is not to be much slower; `target`
-    says which and how much.
+    says which and how much. ``kernels`` measures all kernels, ``kernels-NAME`` one of them; its rows have ``peak_mib``
+    and ``input_mib`` besides, memory beyond the input and of the input, for the operations that are streamed.
     """
     if what not in BENCHES:
         raise ScreproError(
             "A benchmark is named by what it measures.", got=what, fix=f"choose one of {', '.join(BENCHES)}"
         )
     return BENCHES[what]()
-
-
-def _turns(*functions: Callable[[], Any], seconds: float = 4.0, least: int = 5) -> list[float]:
-    """Median milliseconds of each function, called in turn after one warm-up each."""
-    for function in functions:
-        function()
-    times: list[list[float]] = [[] for _ in functions]
-    started = time.monotonic()
-    while len(times[0]) < least or time.monotonic() - started < seconds:
-        for function, own in zip(functions, times, strict=True):
-            begun = time.perf_counter()
-            function()
-            own.append(1e3 * (time.perf_counter() - begun))
-    return [statistics.median(own) for own in times]
 
 
 def annotate() -> list[dict[str, Any]]:
@@ -124,7 +112,7 @@ def _classifier(genes: int, density: float) -> dict[str, Any]:
 
     slow, fast = loop(), ours()
     answers = candidates[slow.mean(2).argmin(1), 1]
-    fast_ms, slow_ms = _turns(ours, loop, seconds=3.0, least=3)
+    fast_ms, slow_ms = turns(ours, loop, seconds=3.0, least=3)
     return {
         "operation": "diffusion classifier",
         "size": f"{n} cells x {genes} genes, 30 (batch, type) pairs x 5 steps",
@@ -165,7 +153,7 @@ def _training_step(genes: int, density: float, n: int, *, width: int, depth: int
 
     products = _products(n, genes, width, depth)
     dense = _dense_step(model, x, optimizer, n)
-    ours_ms, products_ms, dense_ms = _turns(step, products, dense, least=3)
+    ours_ms, products_ms, dense_ms = turns(step, products, dense, least=3)
     size = f"batch {n} x {genes} genes ({density:.0%} non-zero), width {width}, depth {depth}"
     return [
         {
@@ -241,4 +229,8 @@ def _dense_step(model, x, optimizer, n: int) -> Callable[[], None]:
     return step
 
 
-BENCHES: dict[str, Callable[[], list[dict[str, Any]]]] = {"annotate": annotate}
+BENCHES: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "annotate": annotate,
+    "kernels": kernels,
+    **{f"kernels-{name}": partial(kernels, name) for name in OPERATIONS},
+}

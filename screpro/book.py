@@ -290,9 +290,10 @@ def _beside_python(name: str) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["pages"]:
-        from screpro.book_pages import write_pages
+        from screpro import book_atlas, book_pages
 
-        write_pages()
+        book_pages.write_pages()
+        book_atlas.write_pages()
     elif sys.argv[1:] == ["render"]:
         render()
     else:

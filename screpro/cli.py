@@ -227,25 +227,21 @@ def metrics(
     generated: Annotated[
         Path, typer.Argument(metavar="GENERATED", help="An .h5ad of generated cells.", show_default=False)
     ],
-    by: Annotated[str | None, typer.Option(help="Column of obs: scores also within each group.")] = None,
-    as_json: AsJson = False,
+    by: Annotated[str | None, typer.Option(help="Column of obs: scores inside each class too, and their mean.")] = None,
+    perturbation: Annotated[str | None, typer.Option(help="Column of obs that names perturbations.")] = None,
+    control: Annotated[str | None, typer.Option(help="Its value in control cells.")] = None,
+    hvg: Annotated[
+        int | None, typer.Option(help="Only this many variable genes (seurat_v3 on the real counts); all by default.")
+    ] = None,
+    suite: Annotated[str, typer.Option(help="scldm: distributions. celleval: perturbations. all: both.")] = "scldm",
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="F", help="Write the rows to this file.")] = None,
 ) -> None:
-    """Score generated cells against real ones, with the floor and the ceiling of every score."""
-    import anndata
+    """Score generated cells against real ones, each score beside its ceiling and its floors."""
+    from screpro import cli_metrics
 
-    from screpro.metrics import report
-
-    cells = []
-    for path in (real, generated):
-        if not path.is_file():
-            raise ScreproError("REAL and GENERATED are .h5ad files", got=f"no file {path}", fix="check the path")
-        try:
-            cells.append(anndata.read_h5ad(path))
-        except (OSError, KeyError, ValueError) as error:
-            raise ScreproError(
-                "REAL and GENERATED are .h5ad files", got=f"{path}: {error}", fix="write it again"
-            ) from None
-    show(report.compare(*cells, by=by).to_dict("records"), as_json)
+    cli_metrics.run(
+        real, generated, by=by, perturbation=perturbation, control=control, hvg=hvg, suite=suite, json_file=json_file
+    )
 
 
 @app.command()

@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from hypothesis import settings
+
+# the first example may compile a kernel: no test is about time
+settings.register_profile("screpro", deadline=None)
+settings.load_profile("screpro")
 
 # read by Triton when it is imported: without a GPU its kernels run in the interpreter, on the CPU
 if not torch.cuda.is_available():

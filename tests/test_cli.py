@@ -183,6 +183,76 @@ def test_parity_fails_above_its_tolerance(call, monkeypatch, tmp_path):
         assert code == expected and len(json.loads(out)) == 2
 
 
+@pytest.fixture
+def pair(tmp_path):
+    """Files of real and of generated counts of two types."""
+    import numpy as np
+    from anndata import AnnData
+
+    rng = np.random.default_rng(0)
+    files = []
+    for name in ("real", "generated"):
+        adata = AnnData(rng.poisson(3.0, (40, 12)).astype(np.float32))
+        adata.obs["cell_type"] = np.repeat(["A", "B"], 20)
+        files.append(tmp_path / f"{name}.h5ad")
+        adata.write_h5ad(files[-1])
+    return files
+
+
+def test_metrics_prints_tables_and_writes_rows(call, pair, tmp_path):
+    code, out, err = call("metrics", *pair, "--by", "cell_type", "--json", tmp_path / "rows.json")
+    assert (code, err) == (0, "")  # progress is for terminals
+    lines = out.splitlines()
+    assert lines[0] == "scldm, all: 40 real and 40 generated cells, n = 20, 12 genes"
+    assert lines[2].split("  ")[0] == "score" and "floor: shuffled" in lines[2] and "floor: control" not in lines[2]
+    assert any(line.startswith("scldm, mean over classes") for line in lines)
+    assert [line.split()[:3] for line in lines if line.startswith("cell_type=")] == [
+        ["cell_type=A", "20", "20"],
+        ["cell_type=B", "20", "20"],
+    ]
+    assert "dual gap" in out
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    (row,) = (row for row in rows if row["metric"] == "w2_exact" and row["by"] == "all")
+    assert next(line for line in lines if line.startswith("w2_exact")).split()[4] == f"{row['value']:.4g}"
+    assert {row["by"] for row in rows} == {"all", "mean over classes", "cell_type=A", "cell_type=B"}
+    assert row["floor_control"] is None and row["n_equal"] == 20
+
+
+def test_metrics_of_perturbations(call, pair):
+    words = ["--suite", "all", "--perturbation", "cell_type", "--control", "A"]
+    code, _, err = call("metrics", *pair, *words)
+    assert code == 2 and "REAL control cells" in err  # the generated file has control cells of its own
+    import anndata
+
+    made = anndata.read_h5ad(pair[1])
+    made[made.obs["cell_type"] == "B"].copy().write_h5ad(pair[1])
+    code, out, _ = call("metrics", *pair, *words)
+    assert code == 0 and "celleval, all: 20 real and 20 generated cells" in out and "floor: control" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--suite", "both"], "scldm, celleval, all"),
+        (["--by", "donor"], "cell_type"),
+        (["--json", "nowhere/rows.json"], "make the folder"),
+        (["--hvg", "99"], "number of genes, 12"),
+        (["--control", "A"], "--suite celleval"),
+    ],
+)
+def test_wrong_arguments_of_metrics(call, pair, words, said):
+    code, out, err = call("metrics", *pair, *words)
+    assert code == 2 and said in err and not out
+
+
+def test_metrics_of_files_that_are_not_there_or_not_h5ad(call, pair, tmp_path):
+    code, _, err = call("metrics", pair[0], tmp_path / "none.h5ad")
+    assert code == 2 and "none.h5ad" in err
+    (tmp_path / "text.h5ad").write_text("no cells")
+    code, _, err = call("metrics", tmp_path / "text.h5ad", pair[1])
+    assert code == 2 and "text.h5ad" in err
+
+
 def test_doctor_looks_at_everything(call):
     code, out, _ = call("doctor", "--json")
     rows = json.loads(out)

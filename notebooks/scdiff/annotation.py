@@ -312,10 +312,10 @@ legend = figure.legend(*left.get_legend_handles_labels(), loc="outside lower cen
 # At tier `laptop` every method chooses among its settings by macro F1 on validation cells of the first split; the
 # first row of each method is its published default (scDiff: the starting point of this page).
 #
-# Where scDiff stays behind logistic regression, training length is the first suspect: on the set with the most genes,
-# `pbmc_facs_zheng`, halving the epochs costs scDiff more than any other change tried, and twice as many were too slow
-# to try on two cores. Width, number of draws and shared noise move its score there by less than the spread between
-# splits. scANVI was too slow on the two larger recorded sets with two cores and is marked "not run" there.
+# Where scDiff stays behind the best baselines, training length and width are the first suspects: on the two sets with
+# the most genes, `pbmc_facs_zheng` and `mca_gut`, halving the epochs costs scDiff more than any other change tried, and
+# on `mca_gut` doubling the width helps. Twice the epochs were too slow to try on two cores. The number of draws and
+# shared noise move its score there by less than the spread between splits.
 
 # %% tags=["hide-input"]
 def changed(options: str) -> str:

@@ -1,6 +1,7 @@
-"""Scores of a cell-type annotation, and what the scDiff paper's "macro ACC" is.
+r"""Scores of predicted labels, and what the scDiff paper's "macro ACC" is.
 
-With ``c_kl`` cells of true type k that were called l, ``n_k`` cells of type k and ``m_l`` cells called l:
+With $c_{kl}$ cells of true type k that were called l, $n_k = \sum_l c_{kl}$ cells of type k and
+$m_l = \sum_k c_{kl}$ cells called l:
 
 =================  ==========================================  =====================================================
 name               formula                                     where it stands
@@ -10,16 +11,19 @@ name               formula                                     where it stands
 `macro_f1`         mean of ``2 c_kk / (n_k + m_k)``, k in       scDiff Table 5, Figures 5 and 7
                    either
 `accuracy`         ``sum c_kk / n``                             scDiff Table 11 (called macro accuracy there)
+`roc_auc`          share of (positive, negative) pairs in       scLDM Table 17
+                   the right order, mean over k
+`pr_auc`           precision at every positive, mean over k     scLDM Table 17
 =================  ==========================================  =====================================================
 
-"k in either" means that type k occurs among the true or the predicted labels. The scDiff code calls torchmetrics'
-macro accuracy with its two arguments swapped, which turns recall into precision; a type that occurs but is never
-predicted counts 0. All scores are shares without unit from 0 to 1, larger is better, computed in float64.
+"k in either" means that type k occurs among the true or the predicted labels. All are shares without unit from 0 to 1,
+larger is better, computed in float64. The first four need the called label, the last two a score per cell and type.
 """
 
 import numpy as np
 
 from screpro.errors import ScreproError
+from screpro.metrics.catalogue import metric
 
 __all__ = [
     "METRICS",
@@ -29,6 +33,8 @@ __all__ = [
     "macro_f1",
     "macro_precision",
     "macro_recall",
+    "pr_auc",
+    "roc_auc",
 ]
 
 
@@ -70,40 +76,363 @@ def confusion(true: np.ndarray, predicted: np.ndarray, n_types: int | None = Non
     return np.bincount(true * n_types + predicted, minlength=n_types**2).reshape(n_types, n_types)
 
 
+@metric(title="Macro recall (balanced accuracy)", family="classification", direction="higher")
 def macro_recall(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Share of each type's cells that was found, averaged over the types that occur in `true` (balanced accuracy).
+    r"""Share of each type's cells that was found, averaged over the types.
 
-    Range 0 to 1. Source: the macro-averaged accuracy that scDiff section 4.1.1 describes in words.
+    Every type weighs the same, however rare. Always answering one of K types scores 1 / K.
+
+    Formula
+    -------
+    $$\frac{1}{|\{k : n_k > 0\}|} \sum_{k : n_k > 0} \frac{c_{kk}}{n_k}$$
+
+    with $c_{kk}$ the cells of type $k$ that were called $k$, and $n_k$ the cells of type $k$.
+
+    Estimator
+    ---------
+    The shares themselves, no smoothing; types without a true cell are left out of the mean.
+
+    Bias
+    ----
+    Each $c_{kk} / n_k$ is unbiased for cells drawn at random within the type. A type with few cells makes the mean
+    noisy: one cell of a type of five moves its recall by 0.2.
+
+    Unit
+    ----
+    Share, 0 to 1.
+
+    Used in
+    -------
+    scDiff section 4.1.1, in words, as macro accuracy. Its tables hold `macro_precision` instead, because the authors'
+    code hands the two label arrays over in the wrong order. scLDM Tables 4, 5, 17 and 18 print "Recall", presumably
+    this one; the averaging is not stated.
+
+    Parameters
+    ----------
+    true, predicted
+        (n,) integer codes from 0.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+
+    Raises
+    ------
+    ScreproError
+        Labels are empty, not integer codes, or differ in number.
+
+    Examples
+    --------
+    Two T cells (0) and one B cell (1); one of the T cells is called B. Recall is 1/2 for T and 1/1 for B.
+
+    >>> macro_recall([0, 0, 1], [0, 1, 1])
+    0.75
     """
     hits, of_type, _ = _margins(true, predicted)
     present = of_type > 0
     return float(np.mean(hits[present] / of_type[present]))
 
 
+@metric(title="Macro precision", family="classification", direction="higher")
 def macro_precision(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Share of each type's calls that was right, averaged over types true or called; 0 for a type never called.
+    r"""Share of each type's calls that was right, averaged over the types.
 
-    Range 0 to 1. Source: the number printed as macro ACC in scDiff, Tables 1 and 8 (see the head of this file).
+    Formula
+    -------
+    $$\frac{1}{|S|} \sum_{k \in S} \frac{c_{kk}}{m_k}, \qquad S = \{k : n_k + m_k > 0\}$$
+
+    with $c_{kk}$ the cells of type $k$ that were called $k$, and $m_k$ the cells called $k$.
+
+    Estimator
+    ---------
+    The shares themselves. A type that occurs but is never called ($m_k = 0$) counts 0; a type that is called but does
+    not occur counts 0 as well.
+
+    Bias
+    ----
+    Depends on the composition of the test cells, unlike recall: with more cells of other types, more of the calls are
+    wrong. Values of data sets with other compositions do not compare.
+
+    Unit
+    ----
+    Share, 0 to 1.
+
+    Used in
+    -------
+    scDiff Tables 1 and 8, Figures 2 and 6, under the name "macro ACC". The code calls a macro accuracy whose first
+    argument is the prediction with the truth first, and "correct / cells of the type" becomes "correct / cells called
+    the type". We report both and draw conclusions from
+    `macro_recall`. scLDM Tables 4, 5, 17 and 18 print "Precision", averaging not stated.
+
+    Parameters
+    ----------
+    true, predicted
+        (n,) integer codes from 0.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+
+    Raises
+    ------
+    ScreproError
+        Labels are empty, not integer codes, or differ in number.
+
+    Examples
+    --------
+    Two T cells (0) and one B cell (1), all three called T. Of three calls T two are right, and B is never called:
+    (2/3 + 0) / 2.
+
+    >>> round(macro_precision([0, 0, 1], [0, 0, 0]), 4)
+    0.3333
     """
     hits, of_type, called = _margins(true, predicted)
     present = of_type + called > 0
     return float(np.mean(hits[present] / np.maximum(called[present], 1)))
 
 
+@metric(title="Macro F1", family="classification", direction="higher")
 def macro_f1(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Harmonic mean of a type's precision and recall, averaged over types true or called.
+    r"""Harmonic mean of a type's precision and recall, averaged over the types.
 
-    Range 0 to 1, symmetric in its arguments. Source: scDiff, Table 5.
+    Formula
+    -------
+    $$\frac{1}{|S|} \sum_{k \in S} \frac{2\, c_{kk}}{n_k + m_k}, \qquad S = \{k : n_k + m_k > 0\}$$
+
+    with $c_{kk}$ the cells of type $k$ that were called $k$, $n_k$ the cells of the type and $m_k$ the cells called it.
+
+    Estimator
+    ---------
+    The F1 of each type, then the mean; not the F1 of the mean precision and recall, which is a different number.
+
+    Bias
+    ----
+    As precision, it depends on the composition of the test cells. Symmetric in its arguments: handing truth and
+    prediction over in the wrong order changes nothing.
+
+    Unit
+    ----
+    Share, 0 to 1.
+
+    Used in
+    -------
+    scDiff Table 5, Figures 5 and 7. scLDM Tables 4, 5, 17 and 18 print "F1", presumably this one.
+
+    Parameters
+    ----------
+    true, predicted
+        (n,) integer codes from 0.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+
+    Raises
+    ------
+    ScreproError
+        Labels are empty, not integer codes, or differ in number.
+
+    Examples
+    --------
+    Two T cells (0) and one B cell (1); one T cell is called B. T: one hit, two cells, one call: 2 / 3. B: one hit, one
+    cell, two calls: 2 / 3.
+
+    >>> round(macro_f1([0, 0, 1], [0, 1, 1]), 4)
+    0.6667
     """
     hits, of_type, called = _margins(true, predicted)
     present = of_type + called > 0
     return float(np.mean(2 * hits[present] / (of_type + called)[present]))
 
 
+@metric(title="Accuracy", family="classification", direction="higher")
 def accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Share of cells called right. Range 0 to 1. Source: scDiff, Table 11; the class shares of Table 1's chance."""
+    r"""Share of cells called right; large types decide.
+
+    Formula
+    -------
+    $$\frac{1}{n} \sum_k c_{kk}$$
+
+    with $c_{kk}$ the cells of type $k$ that were called $k$, and $n$ all cells.
+
+    Estimator
+    ---------
+    The share itself. Equals micro-averaged precision, recall and F1.
+
+    Bias
+    ----
+    None for cells drawn at random. Always answering the largest type scores that type's share, so compare with it.
+
+    Unit
+    ----
+    Share, 0 to 1.
+
+    Used in
+    -------
+    scDiff Table 11, called macro accuracy there. It stands beside the plain accuracies of the OpenProblems leaderboard.
+    The "chance level" of scDiff Table 1 is this score of always answering the largest type: a floor of another metric
+    than the one in the table.
+
+    Parameters
+    ----------
+    true, predicted
+        (n,) integer codes from 0.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+
+    Raises
+    ------
+    ScreproError
+        Labels are empty, not integer codes, or differ in number.
+
+    Examples
+    --------
+    Two T cells (0) and one B cell (1), all called T: two of three are right.
+
+    >>> round(accuracy([0, 0, 1], [0, 0, 0]), 4)
+    0.6667
+    """
     hits, of_type, _ = _margins(true, predicted)
     return float(hits.sum() / of_type.sum())
+
+
+@metric(title="ROC AUC", family="classification", direction="higher")
+def roc_auc(true: np.ndarray, score: np.ndarray) -> float:
+    r"""Chance that a cell of the type scores higher than a cell of another type, averaged over the types.
+
+    Formula
+    -------
+    $$\mathrm{AUC}_k = \frac{1}{n_k (n - n_k)} \sum_{i : y_i = k}\ \sum_{j : y_j \ne k}
+      \left( \mathbb 1[s_{ik} > s_{jk}] + \tfrac12 \mathbb 1[s_{ik} = s_{jk}] \right)$$
+
+    with $y_i$ the type of cell $i$, $s_{ik}$ its score for type $k$ and $n_k$ the cells of type $k$. Two types and one
+    score: $\mathrm{AUC}_1$. A score per type: the unweighted mean of $\mathrm{AUC}_k$, each type against all others.
+
+    Estimator
+    ---------
+    The Mann-Whitney statistic over all pairs, from average ranks: ties count one half. Only the order of the scores
+    within a type matters, so probabilities, logits and log odds give the same answer.
+
+    Bias
+    ----
+    None: a U-statistic. It does not depend on how rare the type is, and therefore looks good for rare types where few
+    of the top-ranked cells are right; `pr_auc` does not forgive that. A type without cells, or with all the cells, has
+    no pairs and is left out of the mean; if none is left, the value is NaN.
+
+    Unit
+    ----
+    Share, 0 to 1; 0.5 for scores without information.
+
+    Used in
+    -------
+    scLDM Table 17 and Figure 14. Infected against not, so one score. PerturbDiff's AUROC is the same area with genes
+    in place of cells, one per perturbation; see the perturbation family.
+
+    Parameters
+    ----------
+    true
+        (n,) integer codes: 0 and 1 with one score per cell, else 0 to K - 1.
+    score
+        (n,) score of type 1, or (n, K) one score per type. Larger means more like the type.
+
+    Returns
+    -------
+    float
+        Between 0 and 1, or NaN where every cell is of one type.
+
+    Raises
+    ------
+    ScreproError
+        Shapes do not fit, codes reach beyond the columns, or a score is NaN.
+
+    Examples
+    --------
+    One cell of type 0 with score 0.3, and two of type 1 with scores 0.2 and 0.9. Of the two (type 1, type 0) pairs one
+    is in the right order.
+
+    >>> roc_auc([0, 1, 1], [0.3, 0.2, 0.9])
+    0.5
+    """
+    from scipy.stats import rankdata
+
+    areas = []
+    for positive, own in _one_against_rest(true, score):
+        n, n_k = len(own), positive.sum()
+        u = rankdata(own)[positive].sum() - n_k * (n_k + 1) / 2
+        areas.append(u / (n_k * (n - n_k)))
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+@metric(title="PR AUC (average precision)", family="classification", direction="higher")
+def pr_auc(true: np.ndarray, score: np.ndarray) -> float:
+    r"""Precision at the score of each cell of the type, averaged over those cells and then over the types.
+
+    Formula
+    -------
+    $$\mathrm{AP}_k = \frac{1}{n_k} \sum_{i : y_i = k}
+      \frac{|\{j : y_j = k,\ s_{jk} \ge s_{ik}\}|}{|\{j : s_{jk} \ge s_{ik}\}|}$$
+
+    with $y_i$ the type of cell $i$, $s_{ik}$ its score for type $k$ and $n_k$ the cells of type $k$. Two types and one
+    score: $\mathrm{AP}_1$. A score per type: the unweighted mean of $\mathrm{AP}_k$, each type against all others.
+
+    Estimator
+    ---------
+    Average precision: the step function below the precision-recall curve. Joining the points of that curve by straight
+    lines (a trapezoid) is too optimistic and is not used. Ties share the precision of the whole tied group.
+
+    Bias
+    ----
+    Depends on how rare the type is: scores without information give about $n_k / n$, which is the floor to compare
+    with. With few positives that floor is exceeded by chance, by about $1 / n$ and more. A type without cells, or with
+    all the cells, is left out of the mean; if none is left, the value is NaN.
+
+    Unit
+    ----
+    Share, 0 to 1; about the share of the type for scores without information.
+
+    Used in
+    -------
+    scLDM Table 17 and Figure 14. PerturbDiff's AUPRC is average precision too, over genes for each perturbation; see
+    the perturbation family.
+
+    Parameters
+    ----------
+    true
+        (n,) integer codes: 0 and 1 with one score per cell, else 0 to K - 1.
+    score
+        (n,) score of type 1, or (n, K) one score per type. Larger means more like the type.
+
+    Returns
+    -------
+    float
+        Between 0 and 1, or NaN where every cell is of one type.
+
+    Raises
+    ------
+    ScreproError
+        Shapes do not fit, codes reach beyond the columns, or a score is NaN.
+
+    Examples
+    --------
+    One cell of type 0 with score 0.3, and two of type 1 with scores 0.2 and 0.9. At 0.9 the only call is right, at 0.2
+    two of three calls are: (1 + 2/3) / 2.
+
+    >>> round(pr_auc([0, 1, 1], [0.3, 0.2, 0.9]), 4)
+    0.8333
+    """
+    means = []
+    for positive, own in _one_against_rest(true, score):
+        order = np.argsort(-own, kind="stable")
+        last = np.append(np.flatnonzero(np.diff(own[order])), len(own) - 1)  # last cell of each tied group
+        found = np.cumsum(positive[order])[last]
+        means.append(np.sum(np.diff(found, prepend=0) * found / (last + 1)) / positive.sum())
+    return float(np.mean(means)) if means else float("nan")
 
 
 METRICS = {
@@ -112,11 +441,32 @@ METRICS = {
     "macro_f1": macro_f1,
     "accuracy": accuracy,
 }
+"""The scores that need nothing but labels."""
 
 
 def classification_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """All four scores of one set of cells, by name."""
-    return {name: metric(true, predicted) for name, metric in METRICS.items()}
+    """All four scores of one set of called labels, by name."""
+    return {name: score(true, predicted) for name, score in METRICS.items()}
+
+
+def _one_against_rest(true: np.ndarray, score: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(is it of the type (n,) bool, score for the type (n,)) of every type that some cells have and some do not."""
+    true, score = _codes("true", true), np.asarray(score, dtype=np.float64)
+    if score.ndim not in (1, 2) or len(score) != len(true) or np.isnan(score).any():
+        raise ScreproError(
+            "`score` holds one number per cell, or one per cell and type, and none is NaN.",
+            got=f"shape {score.shape} for {len(true)} cells, {int(np.isnan(score).sum())} NaN",
+            fix="pass (n,) scores of type 1, or (n, K) scores of every type",
+        )
+    n_types = score.shape[1] if score.ndim == 2 else 2
+    if true.max() >= n_types:
+        raise ScreproError(
+            f"Labels are codes from 0 to {n_types - 1} for scores of shape {score.shape}.",
+            got=f"code {true.max()}",
+            fix="pass one column of scores per type",
+        )
+    types = [(1, score)] if score.ndim == 1 else list(enumerate(score.T))
+    return [(true == k, own) for k, own in types if 0 < (true == k).sum() < len(true)]
 
 
 def _margins(true: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from screpro import book_pages, book_values, paths
+from screpro import book_atlas, book_pages, book_values, paths
 from screpro.book_myst import escape
 from screpro.data import registry
 from screpro.errors import ScreproError
@@ -87,7 +87,7 @@ def test_data_page_names_every_data_set():
 
 
 def test_pages_and_their_parts_exist_or_are_generated():
-    generated = {f"book/generated/{name}" for name in book_pages.PAGES}
+    generated = {f"book/generated/{name}" for name in (*book_pages.PAGES, *book_atlas.pages())}
     for name in toc_files():
         found = (ROOT / f"{name}.md").is_file() or (ROOT / f"{name}.py").is_file()
         assert found or f"{name}.md" in generated, name

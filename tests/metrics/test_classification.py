@@ -14,6 +14,8 @@ from screpro.metrics.classification import (
     macro_f1,
     macro_precision,
     macro_recall,
+    pr_auc,
+    roc_auc,
 )
 
 labels = st.integers(1, 60).flatmap(
@@ -115,3 +117,67 @@ def test_bad_input_is_named(true, predicted, said):
 def test_codes_beyond_the_code_space():
     with pytest.raises(ScreproError, match="n_types - 1 = 1"):
         confusion([0, 2], [0, 1], 2)
+
+
+@st.composite
+def scored(draw, n_types):
+    """Labels of which every type has a cell, and scores with ties, one per cell and type."""
+    n = draw(st.integers(n_types, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    true = rng.permutation(np.concatenate([np.arange(n_types), rng.integers(0, n_types, n - n_types)]))
+    return true, rng.integers(0, draw(st.integers(1, 9)), (n, n_types)) / 8
+
+
+@few
+@given(scored(2))
+def test_areas_of_two_types_are_those_of_scikit_learn(drawn):
+    true, score = drawn
+    assert roc_auc(true, score[:, 1]) == pytest.approx(sk.roc_auc_score(true, score[:, 1]))
+    assert pr_auc(true, score[:, 1]) == pytest.approx(sk.average_precision_score(true, score[:, 1]))
+    # turning the scores round turns every pair round
+    assert roc_auc(true, -score[:, 1]) == pytest.approx(1 - roc_auc(true, score[:, 1]))
+
+
+@few
+@given(scored(4))
+def test_areas_of_several_types_are_means_of_one_against_the_rest(drawn):
+    true, score = drawn
+    shares = (score + 1) / (score + 1).sum(axis=1, keepdims=True)  # scikit-learn wants rows that add up to one
+    assert roc_auc(true, shares) == pytest.approx(sk.roc_auc_score(true, shares, multi_class="ovr"))
+    assert pr_auc(true, shares) == pytest.approx(sk.average_precision_score(np.eye(4)[true], shares))
+    rising = np.exp(3 * shares)  # only the order of the scores matters
+    assert roc_auc(true, rising) == pytest.approx(roc_auc(true, shares))
+    assert pr_auc(true, rising) == pytest.approx(pr_auc(true, shares))
+    # a type without cells has no pairs: it is left out
+    wider = np.column_stack([shares, np.ones(len(true))])
+    assert roc_auc(true, wider) == roc_auc(true, shares)
+    assert pr_auc(true, wider) == pr_auc(true, shares)
+
+
+def test_areas_in_closed_form():
+    true = np.array([0, 1, 0, 0])
+    assert roc_auc(true, np.zeros(4)) == 0.5 and pr_auc(true, np.zeros(4)) == 0.25  # all tied: the share of type 1
+    assert roc_auc(true, np.array([1, 9, 2, 3])) == pr_auc(true, np.array([1, 9, 2, 3])) == 1
+    assert pr_auc(true, np.array([3, 1, 2, 4])) == 0.25 and roc_auc(true, np.array([3, 1, 2, 4])) == 0
+
+
+def test_areas_of_one_type_alone_are_not_numbers():
+    for area in (roc_auc, pr_auc):
+        assert np.isnan(area([1, 1], [0.2, 0.3])) and np.isnan(area([0, 0], np.ones((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("true", "score", "said"),
+    [
+        ([0, 1], [0.1], "one number per cell"),
+        ([0, 1], [0.1, np.nan], "1 NaN"),
+        ([0, 2], [0.1, 0.2], "codes from 0 to 1"),
+        ([0, 3], np.ones((2, 3)), "one column of scores per type"),
+        ([0.5, 1], [0.1, 0.2], "integer code"),
+        ([], [], "at least one"),
+    ],
+)
+def test_bad_scores_are_named(true, score, said):
+    for area in (roc_auc, pr_auc):
+        with pytest.raises(ScreproError, match=said):
+            area(true, score)

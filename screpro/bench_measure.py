@@ -1,0 +1,234 @@
+"""How the benchmarks measure: turns, memory in a process of its own, peers of a second environment, the machine."""
+
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from screpro.errors import ScreproError
+
+__all__ = [
+    "ELSEWHERE",
+    "MISSING",
+    "PEER_PYTHON",
+    "Rows",
+    "apart",
+    "around",
+    "cuda",
+    "in_second_environment",
+    "limit_threads",
+    "machine",
+    "once",
+    "peak_memory",
+    "relative",
+    "report_peak",
+    "row",
+    "threads",
+    "turns",
+]
+
+PEER_PYTHON = "SCREPRO_PEER_PYTHON"
+"""Environment variable: the Python of an environment with the peers that cannot be installed beside the others."""
+
+MISSING = 'not measured: pip install "screpro[bench]"'
+ELSEWHERE = f"not measured: {PEER_PYTHON} names no Python with it"
+
+Rows = list[dict[str, Any]]
+
+
+def turns(*functions: Callable[[], Any], seconds: float = 4.0, least: int = 5) -> list[float]:
+    """Median milliseconds of each function, called in turn after one warm-up each."""
+    for function in functions:
+        function()
+    times: list[list[float]] = [[] for _ in functions]
+    started = time.monotonic()
+    while len(times[0]) < least or time.monotonic() - started < seconds:
+        for function, own in zip(functions, times, strict=True):
+            own.append(once(function)[0])
+    return [statistics.median(own) for own in times]
+
+
+def around(ours: Callable[[], Any], peer: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Median milliseconds of ours, two calls before and two after one call of a slow peer; its time and its result."""
+    ours()
+    times = [once(ours)[0] for _ in range(2)]
+    peer_ms, result = once(peer)
+    times += [once(ours)[0] for _ in range(2)]
+    return statistics.median(times), peer_ms, result
+
+
+def once(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Milliseconds of one call, until the GPU is done as well, and what it returned."""
+    _finish()
+    begun = time.perf_counter()
+    result = function()
+    _finish()
+    return 1e3 * (time.perf_counter() - begun), result
+
+
+def _finish() -> None:
+    if "torch" in sys.modules and cuda():
+        sys.modules["torch"].cuda.synchronize()
+
+
+def cuda() -> bool:
+    """Whether there is a GPU to measure on."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def threads() -> int:
+    """Threads that everything measured may use: ``SCREPRO_THREADS``, or all cores."""
+    return int(os.environ.get("SCREPRO_THREADS", os.cpu_count() or 1))
+
+
+def limit_threads() -> None:
+    """Give this process `threads()` threads in torch, numba and BLAS alike."""
+    import numba
+    import scipy.linalg  # noqa: F401  its BLAS is a library of its own
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(threads())
+    numba.set_num_threads(min(threads(), numba.config.NUMBA_NUM_THREADS))
+    threadpool_limits(threads())
+
+
+def machine() -> str:
+    """CPU model, threads, torch, and the GPU if there is one."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    name = f"{model}, {threads()} threads, torch {torch.__version__}"
+    return f"{name}, {torch.cuda.get_device_name()}" if cuda() else name
+
+
+def row(
+    operation: str,
+    size: str,
+    *,
+    peer: str,
+    target: str = "",
+    ours_ms: float | None = None,
+    peer_ms: float | None = None,
+    agreement: str = "",
+    memory: tuple[float, float] | None = None,
+) -> dict[str, Any]:
+    """One line of a benchmark; `memory` is (peak beyond the input, input) in MiB."""
+    return {
+        "operation": operation,
+        "size": size,
+        "ours_ms": ours_ms,
+        "peer": peer,
+        "peer_ms": peer_ms,
+        "ratio": peer_ms / ours_ms if ours_ms and peer_ms else None,
+        "target": target,
+        "agreement": agreement,
+        "peak_mib": memory[0] if memory else None,
+        "input_mib": memory[1] if memory else None,
+    }
+
+
+def apart(value: float, other: float) -> str:
+    """Relative difference of two numbers, in words."""
+    return f"{abs(value - other) / max(abs(other), math.ulp(0.0)):.0e} apart"
+
+
+def relative(a, b) -> float:
+    """Largest difference of two tensors over the largest size."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def peak_memory(module: str, name: str) -> tuple[float, float]:
+    """MiB that an operation takes beyond its input at its peak, and MiB of the input, from a fresh process.
+
+    ``python -m MODULE NAME`` prints both; `report_peak` does that. A fresh process, because memory that an earlier
+    call has given back to the allocator would hide what this one takes.
+    """
+    out = subprocess.run(
+        [sys.executable, "-m", module, name], capture_output=True, text=True, check=False, env=_environment()
+    )
+    if out.returncode:
+        raise ScreproError("Memory is measured in a process of its own.", got=out.stderr[-500:], fix="see the error")
+    peak, size = json.loads(out.stdout.splitlines()[-1])
+    return peak, size
+
+
+def report_peak(call: Callable[[], Any], warm_up: Callable[[], Any], input_bytes: int) -> None:
+    """Print [peak beyond the input, input] in MiB of a call, after the same on something small.
+
+    On a GPU what torch allocates there; else resident memory, read every millisecond while the call runs.
+    """
+    warm_up()
+    if cuda():
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        import psutil
+
+        own, done = psutil.Process(), threading.Event()
+        before = own.memory_info().rss
+        seen = [before]
+
+        def watch() -> None:
+            while not done.wait(0.001):
+                seen.append(own.memory_info().rss)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        call()
+        done.set()
+        watcher.join()
+        peak = max(seen) - before
+    print(json.dumps([peak / 2**20, input_bytes / 2**20]))
+
+
+def in_second_environment(job: str, arrays: dict[str, np.ndarray]) -> tuple[list[float], dict[str, np.ndarray]] | None:
+    """Milliseconds of every call of a peer in the second environment, and its results; None where there is none.
+
+    `screpro.bench_peers` runs there as a plain script: arrays in and out as .npz, times as JSON.
+    """
+    python = os.environ.get(PEER_PYTHON)
+    if not python:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder) / "given.npz", Path(folder) / "made.npz"
+        np.savez(given, **arrays)
+        script = Path(__file__).with_name("bench_peers.py")
+        command = [python, str(script), job, str(given), str(made), str(threads())]
+        out = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+        if out.returncode:
+            raise ScreproError(
+                f"{PEER_PYTHON} names a Python with the peers of the second environment.",
+                got=out.stderr[-500:],
+                fix=f"install what `screpro bench --help` says there, or unset {PEER_PYTHON}",
+            )
+        with np.load(made, allow_pickle=False) as results:
+            return json.loads(out.stdout.splitlines()[-1]), dict(results)
+
+
+def _environment() -> dict[str, str]:
+    names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return os.environ | {name: str(threads()) for name in names}

@@ -1,0 +1,161 @@
+"""Losses and blocks that networks are trained with, forward and backward, beside the ways they are written now."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
+import numpy as np
+
+from screpro.bench_data import counts, rates
+from screpro.bench_measure import MISSING, Rows, cuda, relative, row, turns
+
+__all__ = ["encoder_block", "energy_loss", "nb_loss"]
+
+
+def energy_loss() -> Rows:
+    """Loss and gradient of 16 pairs of sets of 64 cells in 2000 genes, as PerturbDiff and STATE train."""
+    import torch
+
+    from screpro.kernels import energy
+
+    device = "cuda" if cuda() else "cpu"
+    rng = np.random.default_rng(0)
+    x, y = (torch.from_numpy(rng.gamma(1, 0.5, (16, 64, 2000)).astype(np.float32)).to(device) for _ in range(2))
+    x.requires_grad_()
+
+    def step(loss: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+        values = loss(x, y)
+        (gradient,) = torch.autograd.grad(values.mean(), x)
+        return values.detach(), gradient
+
+    ours = partial(step, energy.energy_loss)
+    line = partial(row, "energy loss, forward + backward", "16 sets x 64 x 2000", peer="geomloss, tensorized")
+    line = partial(line, target="at least 20 times" if cuda() else "at least 2.5 times")
+    if not find_spec("geomloss"):
+        return [line(ours_ms=turns(ours)[0], agreement=MISSING)]
+    from geomloss import SamplesLoss
+
+    theirs = partial(step, SamplesLoss("energy", backend="tensorized"))
+    (value, gradient), (other, slope) = ours(), theirs()
+    agreement = f"loss {relative(value, other):.0e}, gradient {relative(gradient, slope):.0e} apart"
+    ours_ms, peer_ms = turns(ours, theirs)
+    return [line(ours_ms=ours_ms, peer_ms=peer_ms, agreement=agreement)]
+
+
+def nb_loss() -> Rows:
+    """Negative-binomial loss of 2048 cells x 2000 genes with gradients for the logits and the dispersions."""
+    import torch
+
+    from screpro.kernels.nb import nb_softmax_nll
+
+    device = "cuda" if cuda() else "cpu"
+    genes = 20_000 if cuda() else 2000
+    group = np.random.default_rng(0).integers(0, 20, 2048)
+    means = rates(20, genes, share=0.1)
+    x = torch.from_numpy(counts(group, means, density=0.1).toarray()).to(device)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.log(torch.from_numpy(means[group])).float() + 0.3 * torch.randn(x.shape, generator=generator)
+    logits, log_theta = logits.to(device).requires_grad_(), torch.zeros(genes, device=device, requires_grad=True)
+    library = x.sum(1)
+
+    def step(loss: Callable) -> tuple[torch.Tensor, ...]:
+        value = loss().mean()
+        return value.detach(), *torch.autograd.grad(value, (logits, log_theta))
+
+    def formula() -> torch.Tensor:
+        """What scvi-tools and scldm compute, term by term (with their 1e-8)."""
+        mu, theta, eps = library[:, None] * torch.softmax(logits, -1), log_theta.exp(), 1e-8
+        log_theta_mu = torch.log(theta + mu + eps)
+        likelihood = (
+            theta * (torch.log(theta + eps) - log_theta_mu)
+            + x * (torch.log(mu + eps) - log_theta_mu)
+            + torch.lgamma(x + theta)
+            - torch.lgamma(theta)
+            - torch.lgamma(x + 1)
+        )
+        return -likelihood.sum(-1)
+
+    ours = partial(step, lambda: nb_softmax_nll(x, logits, library, log_theta))
+    theirs = partial(step, formula)
+    apart = [f"{relative(a, b):.0e}" for a, b in zip(ours(), theirs(), strict=True)]
+    ours_ms, peer_ms = turns(ours, theirs)
+    return [
+        row(
+            "NB loss, forward + backward",
+            f"2048 x {genes}",
+            ours_ms=ours_ms,
+            peer="the scvi-tools formula, eager",
+            peer_ms=peer_ms,
+            target="at least 30 times" if cuda() else "at least 4 times",
+            agreement=f"loss {apart[0]}, gradients {apart[1]} and {apart[2]} apart",
+        )
+    ]
+
+
+def encoder_block() -> Rows:
+    """A pooling block of scLDM on 8 cells x 2000 genes, 15 % expressed: 64 latents, width 256, 8 heads.
+
+    Gene tokens, layer norm, keys and values, attention, output, and the feed-forward network of the latents; once on
+    the expressed genes packed, once on all genes with the others masked.
+    """
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    from screpro.kernels.set_attention import PackedCells, packed_cross_attention
+
+    device = "cuda" if cuda() else "cpu"
+    cells, genes, latents, width, heads = 8, 2000, 64, 256, 8
+    x = counts(np.zeros(cells, int), rates(1, genes, share=0), density=0.15)
+    torch.manual_seed(0)
+    block = nn.ModuleDict(
+        {
+            "gene": nn.Embedding(genes, width),
+            "count": nn.Linear(1, width),
+            "norm": nn.LayerNorm(width),
+            "key_value": nn.Linear(width, 2 * width),
+            "latent": nn.Embedding(latents, width),
+            "query": nn.Linear(width, width),
+            "out": nn.Linear(width, width),
+            "feed": nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+            ),
+        }
+    ).to(device)
+    packed, dense = PackedCells.from_scipy(x, device), torch.from_numpy(x.toarray()).to(device)
+    mask = (dense > 0)[:, None, None, :]  # (B, 1, 1, G)
+
+    def tokens(gene: torch.Tensor, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return block["key_value"](block["norm"](block["gene"](gene) + block["count"](count.log1p()[..., None]))).chunk(
+            2, -1
+        )
+
+    def step(attend: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        latent = block["latent"].weight
+        out = latent + block["out"](attend(block["query"](latent)))
+        out = out + block["feed"](out)
+        return [out.detach(), *torch.autograd.grad(out.square().mean(), block.parameters())]
+
+    def ours(query: torch.Tensor) -> torch.Tensor:
+        return packed_cross_attention(query, *tokens(packed.genes, packed.counts), packed.offsets, heads)
+
+    def theirs(query: torch.Tensor) -> torch.Tensor:
+        every = torch.arange(genes, device=device).expand(cells, -1)
+        key, value = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in tokens(every, dense))
+        query = query.unflatten(-1, (heads, -1)).transpose(0, 1).expand(cells, -1, -1, -1)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+
+    results = zip(step(ours), step(theirs), strict=True)
+    output, *gradients = (relative(a, b) for a, b in results)
+    ours_ms, peer_ms = turns(partial(step, ours), partial(step, theirs))
+    return [
+        row(
+            "encoder block, forward + backward",
+            f"{cells} x {genes} genes, 15 % expressed",
+            ours_ms=ours_ms,
+            peer="masked attention on all genes",
+            peer_ms=peer_ms,
+            target="at least 5 times" if cuda() else "at least 6 times",
+            agreement=f"output {output:.0e}, gradients {max(gradients):.0e} apart",
+        )
+    ]

@@ -1,0 +1,449 @@
+r"""Is the change of expression right, and are hidden values put back? The scores of scDiff's Tables 2a, 2b and 7.
+
+$\delta = \bar x_{\text{perturbed}} - \bar x_{\text{control}}$ is the true change of the mean of every gene,
+$\hat\delta = \bar x_{\text{predicted}} - \bar x_{\text{control}}$ the predicted one; both against the same control
+cells. All of these look at mean profiles only: a predictor that answers every cell with the mean of the perturbed
+cells is perfect, although it makes no cells.
+"""
+
+import numpy as np
+import scipy.sparse as sp
+
+from screpro.errors import ScreproError
+from screpro.metrics.catalogue import metric
+
+__all__ = [
+    "change_size_ratio",
+    "delta_pearson",
+    "imputation_pearson_per_cell",
+    "imputation_pearson_pooled",
+    "mse_top20_de",
+    "r2_change_top100",
+    "top_by_t_test",
+    "top_by_wilcoxon",
+]
+
+
+def top_by_wilcoxon(perturbed, control, n_top: int = 100) -> np.ndarray:
+    """The `n_top` genes with the largest signed Wilcoxon score of perturbed against control cells.
+
+    The order of scanpy's ``rank_genes_groups(method="wilcoxon")`` without tie correction: its score is then an
+    increasing function of the Mann-Whitney U, the same one for every gene. Genes that fall are never at the top.
+    Equal scores go by the order of the genes.
+
+    Parameters
+    ----------
+    perturbed, control
+        (n, G) and (m, G) log-normalised cells, dense or CSR.
+
+    Returns
+    -------
+    (min(n_top, G),) gene indices, best first.
+    """
+    from screpro.kernels.ranksum import rank_sum
+
+    perturbed, control = _checked(perturbed=perturbed, control=control)
+    both = sp.vstack([perturbed, control], format="csr")
+    codes = np.repeat([0, 1], [perturbed.shape[0], control.shape[0]])
+    u = rank_sum(both, codes, n_groups=2, reference=1).u[0]
+    return np.argsort(-u, kind="stable")[:n_top]
+
+
+def top_by_t_test(perturbed, control, n_top: int = 20) -> np.ndarray:
+    """The `n_top` genes with the largest absolute Welch t of perturbed against control cells, as GEARS ranks them.
+
+    Parameters and return value as `top_by_wilcoxon`. A gene without variance on both sides has t = 0, as in scanpy.
+
+    Raises
+    ------
+    ScreproError
+        Also if either side has a single cell, which has no variance.
+    """
+    perturbed, control = _checked(perturbed=perturbed, control=control)
+    sides = []
+    for name, cells in (("perturbed", perturbed), ("control", control)):
+        if cells.shape[0] < 2:
+            raise ScreproError(
+                "A t-test needs at least two cells on each side.", got=f"one {name} cell", fix="pass more cells"
+            )
+        mean = _mean(cells)
+        square = np.asarray(cells.multiply(cells).mean(axis=0)).ravel()
+        n = cells.shape[0]
+        sides.append((mean, np.maximum(square - mean**2, 0) * n / (n - 1) / n))
+    (mean_1, error_1), (mean_0, error_0) = sides
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = (mean_1 - mean_0) / np.sqrt(error_1 + error_0)
+    return np.argsort(-np.abs(np.nan_to_num(t, posinf=0, neginf=0)), kind="stable")[:n_top]
+
+
+@metric(title="R² of the change on the top 100 genes", family="change", direction="higher")
+def r2_change_top100(predicted, perturbed, control) -> float:
+    r"""Squared correlation of predicted and true change on the 100 genes that rise most.
+
+    Formula
+    -------
+    $$ R^2 = \mathrm{cor}\big(\hat\delta_g, \delta_g\big)^2, \qquad g \in \text{100 genes with the largest signed
+    Wilcoxon score of perturbed against control cells} $$
+
+    Estimator
+    ---------
+    Means over all cells of each side; the squared Pearson correlation, as of a regression line.
+
+    Bias
+    ----
+    Blind to size and sign: a change that is right up to a factor, even a negative one, scores 1. Read it beside
+    `change_size_ratio`. Strongly falling genes are never among the 100.
+
+    Unit
+    ----
+    None; 0 to 1.
+
+    Used in
+    -------
+    scDiff, Table 2b (and scGen, whose code it is). The paper says "R² of change" and 100 DE genes; the code squares the
+    r value of a regression and takes the genes by signed score. Control: the control cells the model was given.
+
+    Parameters
+    ----------
+    predicted, perturbed, control
+        (k, G), (n, G) and (m, G) log-normalised cells, dense or CSR.
+
+    Returns
+    -------
+    float
+        NaN if either change is the same for all chosen genes.
+
+    Examples
+    --------
+    Three genes, one cell a side, control at 0. The true change is (1, 2, 3), the predicted one half of it:
+    the correlation is 1. A predicted change of (2, 2, 0) has correlation -.866, squared .75.
+
+    >>> from screpro.metrics.change import r2_change_top100
+    >>> r2_change_top100([[.5, 1, 1.5]], [[1, 2, 3]], [[0, 0, 0]])
+    1.0
+    >>> round(r2_change_top100([[2, 2, 0]], [[1, 2, 3]], [[0, 0, 0]]), 3)
+    0.75
+    """
+    genes = top_by_wilcoxon(perturbed, control)
+    guess, truth = _changes(predicted, perturbed, control)
+    return _pearson(guess[genes], truth[genes]) ** 2
+
+
+@metric(title="Size of the predicted change", family="change", direction="closer to 1")
+def change_size_ratio(predicted, perturbed, control) -> float:
+    r"""How large the predicted change is, as a share of the true one, on the 100 genes that rise most.
+
+    Formula
+    -------
+    $$ \frac{\sum_g \hat\delta_g \delta_g}{\sum_g \delta_g^2}, \qquad g \text{ as in } R^2 \text{ of the change} $$
+
+    Estimator
+    ---------
+    Slope of a line through the origin, of predicted on true change.
+
+    Bias
+    ----
+    The true change is estimated from finitely many cells, which makes the denominator too large and the ratio slightly
+    too small.
+
+    Unit
+    ----
+    None. 1: the right size; 0: no change; negative: the wrong direction.
+
+    Used in
+    -------
+    No paper; stands here because R² is blind to it: scDiff predicts half to two thirds of the change on Kang's cells.
+
+    Parameters
+    ----------
+    predicted, perturbed, control
+        As in `r2_change_top100`.
+
+    Returns
+    -------
+    float
+        NaN if nothing changes.
+
+    Examples
+    --------
+    The true change of three genes is (1, 2, 3), the predicted one half of it: .5, where R² says 1.
+
+    >>> from screpro.metrics.change import change_size_ratio
+    >>> change_size_ratio([[.5, 1, 1.5]], [[1, 2, 3]], [[0, 0, 0]])
+    0.5
+    """
+    genes = top_by_wilcoxon(perturbed, control)
+    guess, truth = (change[genes] for change in _changes(predicted, perturbed, control))
+    return float(guess @ truth / (truth @ truth)) if truth.any() else float("nan")
+
+
+@metric(title="Delta Pearson", family="change", direction="higher")
+def delta_pearson(predicted, perturbed, control) -> float:
+    r"""Correlation of predicted and true change over all genes.
+
+    Formula
+    -------
+    $$ \mathrm{cor}_g\big(\hat\delta_g, \delta_g\big) $$
+
+    Estimator
+    ---------
+    Means over all cells of each side, Pearson correlation over all genes, one value per perturbation.
+
+    Bias
+    ----
+    The same control cells on both sides correlate the changes: with few control cells even a prediction of the
+    perturbed mean of another gene scores above 0.
+
+    Unit
+    ----
+    None; -1 to 1.
+
+    Used in
+    -------
+    scDiff, Table 7 and Figure 3, averaged over the test perturbations (GEARS' code). PerturbDiff's PDCorr is the same
+    sum with Cell-Eval's inputs (``pd_corr``).
+
+    Parameters
+    ----------
+    predicted, perturbed, control
+        As in `r2_change_top100`.
+
+    Returns
+    -------
+    float
+        NaN if either change is the same for all genes.
+
+    Examples
+    --------
+    The true change of three genes is (1, 2, 3), the predicted (3, 2, 1): exactly the wrong way round.
+
+    >>> from screpro.metrics.change import delta_pearson
+    >>> delta_pearson([[3, 2, 1]], [[1, 2, 3]], [[0, 0, 0]])
+    -1.0
+    """
+    return _pearson(*_changes(predicted, perturbed, control))
+
+
+@metric(title="MSE of the top 20 DE genes", family="change", direction="lower")
+def mse_top20_de(predicted, perturbed, control) -> float:
+    r"""Squared error of the predicted mean on the 20 genes that change most clearly.
+
+    Formula
+    -------
+    $$ \frac{1}{20} \sum_{g \in \text{top 20}} \big(\bar x_{\text{predicted},g} - \bar x_{\text{perturbed},g}\big)^2 $$
+
+    Estimator
+    ---------
+    Means over all cells of each side. The genes are those with the largest absolute Welch t of perturbed against
+    control cells.
+
+    Bias
+    ----
+    Control cells cancel, but which genes are judged depends on them. The noise of both means adds to it.
+
+    Unit
+    ----
+    Squared log-expression.
+
+    Used in
+    -------
+    scDiff, Table 7 and Figure 3, averaged over the test perturbations (GEARS' code, which also logs the same without
+    genes that drop out).
+
+    Parameters
+    ----------
+    predicted, perturbed, control
+        As in `r2_change_top100`; at least two perturbed and two control cells.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    Three genes, so all of them count. The means of the perturbed cells are (1, 2, 3), of the predicted (1, 2, 6):
+    (0 + 0 + 9) / 3.
+
+    >>> from screpro.metrics.change import mse_top20_de
+    >>> mse_top20_de([[1, 2, 6]], [[0, 2, 3], [2, 2, 3]], [[0, 0, 0], [0, 1, 0]])
+    3.0
+    """
+    genes = top_by_t_test(perturbed, control)
+    predicted, perturbed = _checked(predicted=predicted, perturbed=perturbed)
+    return float(np.square(_mean(predicted)[genes] - _mean(perturbed)[genes]).mean())
+
+
+@metric(title="Imputation Pearson, pooled", family="denoising", direction="higher")
+def imputation_pearson_pooled(true, imputed, hidden) -> float:
+    r"""Correlation of imputed and true values over all hidden entries of all cells together.
+
+    Formula
+    -------
+    $$ \mathrm{cor}_{(i, g) \in H}\big(\hat x_{ig}, x_{ig}\big), \qquad H \text{ the hidden entries} $$
+
+    Estimator
+    ---------
+    One Pearson correlation over all hidden entries.
+
+    Bias
+    ----
+    Genes differ more than cells: the mean of each gene already correlates well (about .6 on sparse counts). Compare
+    with the gene mean, not with 0.
+
+    Unit
+    ----
+    None; -1 to 1.
+
+    Used in
+    -------
+    scDiff, Tables 2a and 9: their code logs this and the one per cell; only this one fits the printed values.
+
+    Parameters
+    ----------
+    true, imputed
+        (n, G) log-normalised values, dense or sparse.
+    hidden
+        (n, G) bool, dense or sparse: the entries that were hidden.
+
+    Returns
+    -------
+    float
+        NaN if either side is constant.
+
+    Examples
+    --------
+    Three cells, two genes; hidden are the first gene of the first two cells and the second gene of the third. True
+    values there 1, 2, 3, imputed 1, 2, 2: correlation .866.
+
+    >>> from screpro.metrics.change import imputation_pearson_pooled
+    >>> true, imputed = [[1, 9], [2, 9], [9, 3]], [[1, 0], [2, 0], [0, 2]]
+    >>> hidden = [[True, False], [True, False], [False, True]]
+    >>> round(imputation_pearson_pooled(true, imputed, hidden), 3)
+    0.866
+    """
+    _, guess, truth = _hidden(true, imputed, hidden)
+    return _pearson(guess, truth)
+
+
+@metric(title="Imputation Pearson, per cell", family="denoising", direction="higher")
+def imputation_pearson_per_cell(true, imputed, hidden) -> float:
+    r"""Correlation of imputed and true values over the hidden entries of one cell, averaged over cells.
+
+    Formula
+    -------
+    $$ \frac{1}{|C|} \sum_{i \in C} \mathrm{cor}_{g \in H_i}\big(\hat x_{ig}, x_{ig}\big), \qquad
+    C \text{ the cells where it is defined} $$
+
+    Estimator
+    ---------
+    Unweighted mean over cells; cells with fewer than two hidden entries, or without variation among them, are left
+    out.
+
+    Bias
+    ----
+    Correlations of a handful of entries are noisy, and a cell with two hidden entries counts as much as one with a
+    hundred.
+
+    Unit
+    ----
+    None; -1 to 1.
+
+    Used in
+    -------
+    Logged by scDiff's code beside the pooled one; in no table.
+
+    Parameters
+    ----------
+    true, imputed, hidden
+        As in `imputation_pearson_pooled`.
+
+    Returns
+    -------
+    float
+        NaN if it is defined for no cell.
+
+    Examples
+    --------
+    Three cells with both genes hidden. The first is imputed in the right order (1), the second in the wrong one (-1),
+    the third is constant and left out: the mean is 0.
+
+    >>> from screpro.metrics.change import imputation_pearson_per_cell
+    >>> true, imputed = [[1, 2], [1, 2], [5, 5]], [[1, 3], [2, 1], [1, 2]]
+    >>> imputation_pearson_per_cell(true, imputed, [[True, True]] * 3)
+    0.0
+    """
+    cell, guess, truth = _hidden(true, imputed, hidden)
+    n = np.bincount(cell)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        guess = guess - (np.bincount(cell, guess) / n)[cell]
+        truth = truth - (np.bincount(cell, truth) / n)[cell]
+        squares = np.bincount(cell, guess**2) * np.bincount(cell, truth**2)
+        each = np.bincount(cell, guess * truth) / np.sqrt(squares)
+    # rounding leaves a trace of variation in constant cells
+    defined = (n >= 2) & (np.sqrt(squares) > 1e-12 * np.maximum(1, n))
+    return float(each[defined].mean()) if defined.any() else float("nan")
+
+
+def _checked(**sides) -> list[sp.csr_matrix]:
+    """Finite CSR float64 matrices with the same genes and at least one cell each."""
+    done = {
+        name: sp.csr_matrix(np.atleast_2d(x) if not sp.issparse(x) else x, dtype=np.float64)
+        for name, x in sides.items()
+    }
+    shapes = {name: x.shape for name, x in done.items()}
+    if len({shape[1] for shape in shapes.values()}) > 1 or any(min(shape) < 1 for shape in shapes.values()):
+        raise ScreproError(
+            "Predicted, perturbed and control cells have the same genes, and at least one cell each.",
+            got=", ".join(f"{name} {shape[0]} x {shape[1]}" for name, shape in shapes.items()),
+            fix="bring them to the same genes in the same order",
+        )
+    for name, x in done.items():
+        if not np.isfinite(x.data).all():
+            raise ScreproError(
+                "Expression values are finite numbers.",
+                got=f"NaN or infinite values in the {name} cells",
+                fix="find the step that made them",
+            )
+    return list(done.values())
+
+
+def _mean(x: sp.csr_matrix) -> np.ndarray:
+    return np.asarray(x.mean(axis=0)).ravel()
+
+
+def _changes(predicted, perturbed, control) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and true change (G,)."""
+    predicted, perturbed, control = _checked(predicted=predicted, perturbed=perturbed, control=control)
+    base = _mean(control)
+    return _mean(predicted) - base, _mean(perturbed) - base
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(np.clip(a @ b / size, -1, 1)) if size > 0 else float("nan")
+
+
+def _hidden(true, imputed, hidden) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cell, imputed and true value of every hidden entry."""
+    shapes = [np.shape(part) for part in (true, imputed, hidden)]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+        raise ScreproError(
+            "True values, imputed values and the hidden entries are matrices of one shape.",
+            got=", ".join(map(str, shapes)),
+            fix="pass cells x genes for all three",
+        )
+    cell, gene = sp.coo_matrix(hidden).nonzero()
+    if not len(cell):
+        raise ScreproError("Imputation is judged on hidden entries.", got="none", fix="hide some entries")
+    values = []
+    for name, matrix in (("imputed", imputed), ("true", true)):
+        found = matrix.tocsr()[cell, gene] if sp.issparse(matrix) else np.asarray(matrix, np.float64)[cell, gene]
+        values.append(np.asarray(found, np.float64).ravel())
+        if not np.isfinite(values[-1]).all():
+            raise ScreproError(
+                "Hidden entries have finite values on both sides.",
+                got=f"NaN or infinite {name} values",
+                fix="impute every hidden entry",
+            )
+    return cell, *values
