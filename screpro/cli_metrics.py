@@ -1,9 +1,10 @@
 """``screpro metrics``: files in, a readable table out, rows in a file."""
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +62,10 @@ def run(real: Path, generated: Path, *, json_file: Path | None, **options: Any) 
             fix="make the folder first",
         )
     cells = [_read(path) for path in (real, generated)]
-    from screpro.metrics import report
+    # some packages, where they are installed, greet on stdout when they are imported: the tables stand there alone
+    with _progress() as progress, redirect_stdout(io.StringIO()):
+        from screpro.metrics import report
 
-    with _progress() as progress:
         found = report.compare(*cells, **options, progress=progress)
     if json_file is not None:
         rows = plain(found.rows.to_dict("records"))

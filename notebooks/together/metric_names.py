@@ -45,7 +45,8 @@ draws: int = 20  # draws per cell where a metric averages over several [2..1000]
 # ## Six names
 #
 # What is computed under each name, by whom. *Printed* is the formula of the paper, *code* what made its numbers; where
-# only one is given they agree, or the other is not public. Each is a page of the [metric atlas](../../book/metric_atlas.md).
+# only one is given they agree, or the other is not public. The [metric atlas](../../book/metric_atlas.md) has a page for
+# each that the book uses.
 #
 # **MMD**, the distance of two samples of cells:
 #
@@ -112,7 +113,7 @@ use_style()
 # Half of the cells of each class train the generators, the other half is what they are scored against. Classes with
 # fewer than eight cells are left out.
 
-# %%
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 run = records.start("together/metric_names", tier=tier)
 adata = data.load(dataset, label_key=label_key)
 run.use_data(dataset, adata.uns["data_hash"])
@@ -210,7 +211,7 @@ GENERATORS = {
 # and all other test cells are its controls. "Macro accuracy" is that of a classifier trained on generated cells and
 # tested on real ones.
 
-# %%
+# %% tags=["hide-input"]
 SIGMAS = (0.01, 0.1, 1.0, 10.0, 100.0)  # bandwidths of the sum, in units of the components
 
 
@@ -264,7 +265,7 @@ def pearson_of_genes(real, made):
         return np.nanmean((a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0)))
 
 
-# %%
+# %% tags=["hide-input"]
 LOWER = ("MMD", "MSE")
 for seed in numbers:
     rng = np.random.default_rng(seed)
@@ -316,7 +317,7 @@ names = list(dict.fromkeys(ranks.index.get_level_values("name")))
 figure, panels = plt.subplots(
     len(names),
     1,
-    figsize=(4.8, 0.27 * len(ranks) + 0.34 * len(names) + 0.9),
+    figsize=(3.9, 0.27 * len(ranks) + 0.34 * len(names) + 0.9),
     height_ratios=[len(ranks.loc[name]) for name in names],
     layout="constrained",
 )
@@ -396,7 +397,7 @@ parts.rename_axis(index=None, columns=None).map(lambda value: f"{value:.4f}")
 # unbiased one stays above zero for another reason: the components follow the noise of the test cells that they were
 # fitted to, so that other real cells spread a little less along them.
 
-# %%
+# %% tags=["hide-input"]
 for seed in numbers:
     unit = {"dataset": dataset, "split": str(seed), "method": "resampled", "seed": seed}
     if run.done(**unit, item="cells"):
@@ -406,10 +407,11 @@ for seed in numbers:
     fitted = pca(cells[test], n_components)
     points = (resampled(train, label[test], rng) - fitted.mean) @ fitted.axes
     for n in [n for n in (20, 50, 100) if n < len(test)] + [len(test)]:
-        subsets = [rng.permutation(len(test))[:n] for _ in range(len(test) // n)]
+        # drawn by themselves on either side: cell i was made for the class of test cell i
+        subsets = [[rng.permutation(len(test))[:n] for _ in range(2)] for _ in range(len(test) // n)]
         for metric in ("energy_distance_v", "energy_distance_u"):
             distance = getattr(distances, metric)
-            value = np.mean([distance(fitted.scores[some], points[some]) for some in subsets])
+            value = np.mean([distance(fitted.scores[one], points[other]) for one, other in subsets])
             size = {"n_real": n, "n_generated": n, "n_genes": cells.shape[1]}
             run.add(**unit, **size, item="cells", metric=metric, value=value, direction="lower")
 

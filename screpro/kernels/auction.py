@@ -146,7 +146,7 @@ def _two_smallest(index, costs, v, i):
 def _phase(
     a, b, scale, left, right, norms_a, norms_b, share, index, costs, bound, v, match, owner, eps, budget, patience
 ):  # fmt: skip
-    """Bid until every row owns a column within `eps` of its best; returns the rows left without, and those compared anew."""
+    """Bid until every row owns a column within `eps` of its best; returns rows left without, and rows compared anew."""
     n, width = index.shape
     for i in range(n):  # what the former, larger eps allowed but this one does not is given up
         if match[i] >= 0:

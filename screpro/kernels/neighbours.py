@@ -26,7 +26,16 @@ from numba import njit
 from screpro.errors import ScreproError
 from screpro.kernels.tiles import Pairs, each, points, squared_distance, walk
 
-__all__ = ["Shortlist", "nearest", "radius_cover", "reference", "rounding_share", "shortlist", "shortlist_distances", "take_in"]
+__all__ = [
+    "Shortlist",
+    "nearest",
+    "radius_cover",
+    "reference",
+    "rounding_share",
+    "shortlist",
+    "shortlist_distances",
+    "take_in",
+]
 
 SPARE = 3  # entries listed beyond k: with them, rows whose list does not stand are one in many thousands
 BLOCK = 64  # entries compared at once

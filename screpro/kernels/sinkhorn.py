@@ -11,15 +11,19 @@ One iteration is a single sweep over row blocks of the exponents ((2 x_i y_j - |
 matrix product each, with scales, norms and potentials put into it as columns: the row maximum, one exponential, the row
 sum. That is the exact update of f; and since the rows of the plan then sum to a_i, its column sums, taken from the same
 exponentials, are the exact update of g. So both half steps cost one product and one exponential per pair, half of the
-usual. A set with itself has f = g and averages, f <- (f + Tf) / 2, which at least halves every error. Small sets are
-swept many at a time.
+usual. The product is taken in float64 (differences of large numbers), the exponentials in float32.
+
+The number of iterations is kept to some hundred where plain ones would need many thousands (cell types that differ in
+number, blur well below their distance): eps falls by halves, each level converged before the next, and the map
+g -> Tg is extrapolated from its last steps (Anderson), back to plain steps whenever the dual value falls. A set with
+itself has f = g and averages, f <- (f + Tf) / 2, which at least halves every error. Small sets are swept together.
 
 Cost per iteration: 2 (d + 1) n m flops and n m exponentials a set; memory O(sets (n + m) d) and a block that stays in
 cache. On an NVIDIA GPU both half steps run in Triton, the sets in the grid (`gpu.sinkhorn`).
 """
 
 from dataclasses import dataclass
-from math import log, log2
+from math import e, log, log2
 
 import torch
 from torch import Tensor
@@ -28,8 +32,13 @@ from screpro.errors import ScreproError
 
 __all__ = ["Entropic", "divergence", "reference", "sinkhorn"]
 
-BLOCK = 2**17  # pairs of one block: 512 KiB in float32, half of a second-level cache
-SHRINK = 0.25  # of eps from one warm-up iteration to the next: halves the blur
+BLOCK = 2**16  # pairs of one block: 512 KiB in float64, half of a second-level cache
+SHRINK = 0.5  # of eps from one level to the next
+LEVEL = 10.0  # levels above the last are converged to this multiple of the tolerance
+MEMORY = 6  # steps that the next is extrapolated from
+FLOOR = (
+    -80.0
+)  # exponent below which a pair counts as 2^-80 of its row's largest: no slow subnormal numbers, no log of 0
 NOTHING = -1e30  # exponent of a padded point
 
 
@@ -54,13 +63,12 @@ def reference(x: Tensor, y: Tensor, *, blur: float, iterations: int = 2000) -> t
     return f.mean() + g.mean(), f, g
 
 
-def divergence(
-    x: Tensor, y: Tensor, *, blur: float, lengths_x=None, lengths_y=None, tolerance: float = 1e-4
-) -> Tensor:
+def divergence(x: Tensor, y: Tensor, *, blur: float, lengths_x=None, lengths_y=None, tolerance: float = 1e-4) -> Tensor:
     """Debiased Sinkhorn divergence of every pair of sets, (B,) float64; parameters as `sinkhorn`."""
-    options = {"blur": blur, "tolerance": tolerance}
-    cross = sinkhorn(x, y, lengths_x=lengths_x, lengths_y=lengths_y, **options).cost
-    return cross - (sinkhorn(x, lengths_x=lengths_x, **options).cost + sinkhorn(y, lengths_x=lengths_y, **options).cost) / 2
+    cross = sinkhorn(x, y, blur=blur, lengths_x=lengths_x, lengths_y=lengths_y, tolerance=tolerance).cost
+    for own, lengths in ((x, lengths_x), (y, lengths_y)):
+        cross = cross - sinkhorn(own, blur=blur, lengths_x=lengths, tolerance=tolerance).cost / 2
+    return cross
 
 
 def sinkhorn(
@@ -78,13 +86,14 @@ def sinkhorn(
     Parameters
     ----------
     x, y
-        (B, n, d) and (B, m, d) points; `y` None is `x`. float64 is computed in float64, everything else in float32.
+        (B, n, d) and (B, m, d) points of any floating dtype; `y` None is `x`.
     blur
         Standard deviation of the kernel, in units of the points; eps = 2 blur^2.
     lengths_x, lengths_y
         (B,) how many points of a set are real, the others being padding; None is all.
     tolerance
-        Largest L1 error of the plan's column sums, which sum to 1, at which iterations stop.
+        Largest L1 error of the plan's column sums, which sum to 1, at which iterations stop. One point too many in a
+        far cluster is an error of 2 / n: stay well below that.
     most
         Iterations after which convergence is given up.
 
@@ -99,28 +108,58 @@ def sinkhorn(
     weights_x, weights_y = _weights(x, lengths_x), _weights(y, lengths_y)
     x, y = _centred(x, y, weights_x, weights_y)
     sweep = _sweep_cuda if x.is_cuda else _sweep
-    sizes = torch.stack([(z.square().sum(2) * (w > 0)).amax() for z, w in ((x, weights_x), (y, weights_y))])
     target = 2 * blur**2
-    eps = max(4 * float(sizes.max()), target)
-    f, g = torch.zeros_like(weights_x), torch.zeros_like(weights_y)
+    eps = max(4 * max(float(z.square().sum(2).max()) for z in (x, y)), target)  # the diameter, squared, at most
+    g, extrapolate = torch.zeros_like(weights_y), _Extrapolation()
     for iteration in range(1, most + 1):
+        f, ratio = sweep(x, y, g, weights_x, weights_y, eps, columns=not same)
         if same:
-            new, _ = sweep(x, y, f, weights_x, weights_y, eps, columns=False)
-            error = (weights_x * torch.expm1(((f - new) / eps).clamp(max=80)).abs()).sum(1)
-            f_used, g_used, f = new, f, (f + new) / 2
-        else:
-            f, ratio = sweep(x, y, g, weights_x, weights_y, eps, columns=True)
-            error = (weights_y * (ratio - 1).abs()).sum(1)
-            f_used, g_used, g = f, g, g - eps * ratio.clamp(min=1e-30).log() * (weights_y > 0)
+            ratio = torch.exp(((g - f) / eps).clamp(max=80))
+        error = (weights_y * (ratio - 1).abs()).sum(1)
+        cost = (weights_x * f).sum(1) + (weights_y * g).sum(1)
         if eps == target and float(error.max()) <= tolerance:
-            cost = (weights_x * f_used).sum(1) + (weights_y * g_used).sum(1)
-            return Entropic(cost, f_used, g_used, error, iteration)
-        eps = max(eps * SHRINK, target)
+            return Entropic(cost, f, g, error, iteration)
+        level_done = eps > target and float(error.max()) <= LEVEL * tolerance
+        if same:
+            g = (f + g) / 2
+        else:
+            new = g - eps * ratio.log()
+            g = new if level_done else extrapolate(g, new, cost)
+        if level_done or (same and eps > target):
+            eps, extrapolate = max(eps * SHRINK, target), _Extrapolation()
     raise ScreproError(
         "Sinkhorn's iterations converge for a blur that is not far below the distance between neighbours.",
         got=f"an error of {float(error.max()):.2g} after {most} iterations at blur {blur:g}",
         fix="pass a larger blur, or ask for the exact distance (exact_w2)",
     )
+
+
+class _Extrapolation:
+    """Anderson's: of a map's last steps, the combination whose residual is smallest is taken as the next point."""
+
+    def __init__(self):
+        self.last = None
+
+    def __call__(self, point: Tensor, image: Tensor, merit: Tensor) -> Tensor:
+        """Next point from a point (B, m), its image, and the merit (B,) of the point, which must not fall."""
+        residual = image - point
+        if self.last is None:
+            self.moves = image.new_zeros(MEMORY, *image.shape)  # differences of successive images
+            self.changes = image.new_zeros(MEMORY, *image.shape)  # and of their residuals
+            self.slot = 0
+            self.last = image, residual, merit
+            return image
+        before, residual_before, merit_before = self.last
+        self.moves[self.slot], self.changes[self.slot] = image - before, residual - residual_before
+        self.slot = (self.slot + 1) % MEMORY
+        worse = merit < merit_before - 1e-9 * merit_before.abs()
+        self.moves[:, worse] = self.changes[:, worse] = 0  # of these sets the past is forgotten
+        self.last = image, residual, merit
+        products = torch.einsum("kbm,lbm->bkl", self.changes, self.changes)
+        ridge = 1e-10 * products.diagonal(dim1=1, dim2=2).sum(1) + 1e-300
+        products = products + ridge[:, None, None] * torch.eye(MEMORY, dtype=image.dtype, device=image.device)
+        weights = torch.linalg.solve(products, torch.einsum("kbm,bm->bk", self.changes, residual))
+        return image - torch.einsum("kbm,bk->bm", self.moves, weights)
 
 
 def _check(x: Tensor, y: Tensor, blur: float):
@@ -153,50 +192,41 @@ def _weights(points: Tensor, lengths) -> Tensor:
 
 
 def _centred(x: Tensor, y: Tensor, weights_x: Tensor, weights_y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both around the middle of the two means: small norms keep float32 exponents exact. Padding becomes 0."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    # 0 times a padding of any value: finite, as checked
+    """Both in float64 around the middle of the two means; padding becomes 0."""
+    x, y = x.double(), y.double()
     middle = ((weights_x[..., None] * x).sum(1) + (weights_y[..., None] * y).sum(1))[:, None] / 2
-    x, y = ((z.double() - middle) * (w > 0)[..., None] for z, w in ((x, weights_x), (y, weights_y)))
-    return x.to(dtype), y.to(dtype)
-
-
-def _exponents(x: Tensor, y: Tensor, g: Tensor, weights_y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Factors whose product (B, n, m) is log2(b_j exp((g_j - |x_i - y_j|^2 + |x_i|^2) / eps))."""
-    scale = log2(2.718281828459045) / eps
-    last = (g - y.double().square().sum(2)) * scale + weights_y.log2().clamp(min=NOTHING)
-    left = torch.cat([(2 * scale) * x, torch.ones_like(x[..., :1])], dim=2)
-    right = torch.cat([y, last.to(y.dtype)[..., None]], dim=2).mT.contiguous()
-    return left, right
+    return (x - middle) * (weights_x > 0)[..., None], (y - middle) * (weights_y > 0)[..., None]
 
 
 def _sweep(
     x: Tensor, y: Tensor, g: Tensor, weights_x: Tensor, weights_y: Tensor, eps: float, *, columns: bool
 ) -> tuple[Tensor, Tensor | None]:
     """f from g, (B, n); and the plan's column sums as shares of the weights, (B, m)."""
-    (sets, n, _), m = x.shape, y.shape[1]
-    left, right = _exponents(x, y, g, weights_y, eps)
-    sums = x.new_empty(sets, n)
-    highest = x.new_empty(sets, n)
+    (sets, n, _), m, scale = x.shape, y.shape[1], log2(e) / eps
+    last = (g - y.square().sum(2)) * scale + weights_y.log2().clamp(min=NOTHING)
+    left = torch.cat([(2 * scale) * x, torch.ones_like(x[..., :1])], dim=2)
+    right = torch.cat([y, last[..., None]], dim=2).mT.contiguous()  # left @ right: exponents to base 2, less |x|^2
+    f = x.square().sum(2)
     totals = x.new_zeros(sets, m)
     rows = min(n, max(BLOCK // m, 16))
     many = max(1, BLOCK // (rows * m))
-    buffer = x.new_empty(min(many, sets) * rows * m)
+    exponents = x.new_empty(min(many, sets) * rows * m)
+    exponentials = exponents.float()
     for s in range(0, sets, many):
         group = slice(s, s + many)
         for i in range(0, n, rows):
             block = slice(i, i + rows)
             shape = (*left[group, block].shape[:2], m)
-            tile = buffer[: shape[0] * shape[1] * m].view(shape)
+            size = shape[0] * shape[1] * m
+            tile, mass = exponents[:size].view(shape), exponentials[:size].view(shape)
             torch.bmm(left[group, block], right[group], out=tile)
             top = tile.amax(2, keepdim=True)
-            tile.sub_(top).exp2_()
-            total = tile.sum(2)
-            highest[group, block], sums[group, block] = top[..., 0], total
+            mass.copy_(tile.sub_(top)).clamp_(min=FLOOR)
+            total = mass.exp2_().sum(2).double()
+            f[group, block] -= eps * log(2) * (top[..., 0] + total.log2())
             if columns:
-                share = (weights_x[group, block] / total).to(x.dtype)
-                totals[group] += torch.bmm(share[:, None], tile)[:, 0]
-    f = x.double().square().sum(2) - eps * log(2) * (highest.double() + sums.double().log2())
+                share = (weights_x[group, block] / total).float()
+                totals[group] += torch.bmm(share[:, None], mass)[:, 0]
     ratio = torch.where(weights_y > 0, totals / weights_y, 1.0) if columns else None
     return f * (weights_x > 0), ratio
 

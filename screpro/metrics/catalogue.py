@@ -70,7 +70,10 @@ def metric(*, title: str, family: str, direction: str) -> Callable[[Callable], C
 
 
 def catalogue() -> dict[str, Metric]:
-    """Every metric by name, in the order of the modules."""
-    for module in MODULES:
+    """Every metric by name, in the order of the modules, whichever of them was imported first."""
+    home = {}
+    for position, module in enumerate(MODULES):
         import_module(f"screpro.metrics.{module}")
-    return dict(_METRICS)
+        home[module] = position
+    found = sorted(_METRICS.values(), key=lambda each: home[each.function.__module__.split(".")[2]])
+    return {each.name: each for each in found}
