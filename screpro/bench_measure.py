@@ -1,5 +1,7 @@
 """How the benchmarks measure: turns, memory in a process of its own, peers of a second environment, the machine."""
 
+import ctypes
+import gc
 import json
 import math
 import os
@@ -8,7 +10,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ __all__ = [
     "Rows",
     "apart",
     "around",
+    "around_elsewhere",
+    "can_measure_memory",
     "cuda",
     "in_second_environment",
     "limit_threads",
@@ -66,6 +69,16 @@ def around(ours: Callable[[], Any], peer: Callable[[], Any]) -> tuple[float, flo
     peer_ms, result = once(peer)
     times += [once(ours)[0] for _ in range(2)]
     return statistics.median(times), peer_ms, result
+
+
+def around_elsewhere(
+    ours: Callable[[], Any], job: str, arrays: dict[str, np.ndarray]
+) -> tuple[float, float, dict[str, np.ndarray]] | None:
+    """As `around` for a peer of the second environment, its median over three calls; None where there is none."""
+    if not os.environ.get(PEER_PYTHON):
+        return None
+    ours_ms, _, (times, results) = around(ours, lambda: in_second_environment(job, arrays))
+    return ours_ms, statistics.median(times), results
 
 
 def once(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -175,7 +188,7 @@ def peak_memory(module: str, name: str) -> tuple[float, float]:
 def report_peak(call: Callable[[], Any], warm_up: Callable[[], Any], input_bytes: int) -> None:
     """Print [peak beyond the input, input] in MiB of a call, after the same on something small.
 
-    On a GPU what torch allocates there; else resident memory, read every millisecond while the call runs.
+    On a GPU what torch allocates there; else the highest resident memory that Linux saw during the call.
     """
     warm_up()
     if cuda():
@@ -186,44 +199,47 @@ def report_peak(call: Callable[[], Any], warm_up: Callable[[], Any], input_bytes
         call()
         peak = torch.cuda.max_memory_allocated() - before
     else:
-        import psutil
-
-        own, done = psutil.Process(), threading.Event()
-        before = own.memory_info().rss
-        seen = [before]
-
-        def watch() -> None:
-            while not done.wait(0.001):
-                seen.append(own.memory_info().rss)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
+        gc.collect()
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)  # what the making of the input has left behind would be used without being counted
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+        before = _resident("VmRSS")
         call()
-        done.set()
-        watcher.join()
-        peak = max(seen) - before
+        peak = _resident("VmHWM") - before
     print(json.dumps([peak / 2**20, input_bytes / 2**20]))
 
 
-def in_second_environment(job: str, arrays: dict[str, np.ndarray]) -> tuple[list[float], dict[str, np.ndarray]] | None:
-    """Milliseconds of every call of a peer in the second environment, and its results; None where there is none.
+def _resident(name: str) -> int:
+    """Bytes of this process, as Linux counts them."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return 1024 * int(line.split()[1])
+
+
+def can_measure_memory() -> bool:
+    """Whether there is a GPU, which counts its allocations, or Linux, which knows the peak of a process."""
+    return cuda() or Path("/proc/self/clear_refs").is_file()
+
+
+def in_second_environment(job: str, arrays: dict[str, np.ndarray]) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Milliseconds of every call of a peer in the second environment, and its results.
 
     `screpro.bench_peers` runs there as a plain script: arrays in and out as .npz, times as JSON.
     """
-    python = os.environ.get(PEER_PYTHON)
-    if not python:
-        return None
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "given.npz", Path(folder) / "made.npz"
         np.savez(given, **arrays)
         script = Path(__file__).with_name("bench_peers.py")
-        command = [python, str(script), job, str(given), str(made), str(threads())]
-        out = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
-        if out.returncode:
+        command = [os.environ[PEER_PYTHON], str(script), job, str(given), str(made), str(threads())]
+        try:
+            out = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+            failed = out.stderr[-500:] if out.returncode else ""
+        except OSError as error:
+            failed = str(error)
+        if failed:
             raise ScreproError(
                 f"{PEER_PYTHON} names a Python with the peers of the second environment.",
-                got=out.stderr[-500:],
-                fix=f"install what `screpro bench --help` says there, or unset {PEER_PYTHON}",
+                got=failed,
+                fix=f"install there what `screpro bench --help` says, or unset {PEER_PYTHON}",
             )
         with np.load(made, allow_pickle=False) as results:
             return json.loads(out.stdout.splitlines()[-1]), dict(results)

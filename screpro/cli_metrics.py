@@ -55,11 +55,9 @@ def run(real: Path, generated: Path, *, json_file: Path | None, **options: Any) 
     ScreproError
         A file is missing or is not an .h5ad, the folder of `json_file` is missing, or as `report.compare`.
     """
-    if json_file is not None and not json_file.resolve().parent.is_dir():
+    if json_file is not None and (json_file.is_dir() or not json_file.resolve().parent.is_dir()):
         raise ScreproError(
-            "--json names a file in a folder that is there.",
-            got=str(json_file),
-            fix="make the folder first",
+            "--json names a file in a folder that is there.", got=str(json_file), fix="make the folder first"
         )
     cells = [_read(path) for path in (real, generated)]
     # some packages, where they are installed, greet on stdout when they are imported: the tables stand there alone

@@ -200,7 +200,9 @@ def orthonormal(directions: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _components(x, mean: np.ndarray, axes: np.ndarray, values: np.ndarray) -> Components:
     axes = np.ascontiguousarray(fixed_signs(axes))
-    return Components(mean, axes, values / (x.shape[0] - 1), _times(x, axes) - mean @ axes)
+    scores = _times(x, axes)
+    scores -= mean @ axes
+    return Components(mean, axes, values / (x.shape[0] - 1), scores)
 
 
 # --- small pieces ----------------------------------------------------------------------------------------------

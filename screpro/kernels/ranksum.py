@@ -15,14 +15,15 @@ the sum over runs of ``c^3 - c`` that all groups share. Zeros are one run, betwe
 values, in closed form. With all cells in the role of the controls the same sweep gives one versus rest: a group
 against itself counts ``n_p^2 / 2``, and T is shared.
 
-Cost: O(nnz log(nnz per gene)) comparisons, whatever the number of groups times controls, and 24 bytes read or written
-per non-zero around the sort (a transpose to columns, 64-bit keys that stay in the L2 cache, a sweep). Why it is fast:
-numpy's sort of 64-bit integers runs in AVX-512 or AVX2 and, as the numba loops, without the interpreter lock, so that
-blocks of genes go to threads; merging each group with the controls, as other programs do, reads all controls once per
-group.
+Cost: O(nnz log(nnz per gene)) comparisons, whatever the number of groups times controls. Per non-zero, in nanoseconds
+of one core at 2.5 GHz: 10 to turn rows into columns of keys (bound by the address translation of as many write
+streams as genes), 7 to sort, 5 to sweep; and 40 per p-value. Memory beside the input: 8 bytes per non-zero, at most
+1.3 GB at a time, and 16 P G for the results. Why it is fast: programs that merge each group with the controls read all
+controls once per group; numpy sorts 64-bit integers in AVX-512 or AVX2; the sweep does not branch on the data
+(`ranksum_sweep.py`); and all of it runs in threads over genes, without the interpreter lock.
 
-On a GPU (`gpu/ranksum.py`) the gene sits above the value in the key, one radix sort orders all genes of a block, and
-one program per gene sweeps.
+On a GPU (`gpu/ranksum.py`) the gene sits above the value in the key, so that one radix sort orders all genes of a
+block; then each entry finds its place among the controls by bisection.
 """
 
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def rank_sum(
     ----------
     x
         (cells, G) values of any sign and scale, CSR, CSC or dense (or a dense CUDA tensor). float64 is compared as
-        float64, float32 and integers up to 2^24 as float32, which is exact.
+        float64, float32 and integers up to 2^24 as float32, which changes nothing.
     codes
         (cells,) integer group of each cell, 0 to `n_groups` - 1; -1 leaves the cell out.
     n_groups

@@ -36,9 +36,7 @@ BLOCK = 2**16  # pairs of one block: 512 KiB in float64, half of a second-level 
 SHRINK = 0.5  # of eps from one level to the next
 LEVEL = 10.0  # levels above the last are converged to this multiple of the tolerance
 MEMORY = 6  # steps that the next is extrapolated from
-FLOOR = (
-    -80.0
-)  # exponent below which a pair counts as 2^-80 of its row's largest: no slow subnormal numbers, no log of 0
+FLOOR = -80.0  # powers of two below this share of a row's largest are raised to it: none is subnormal, which is slow
 NOTHING = -1e30  # exponent of a padded point
 
 

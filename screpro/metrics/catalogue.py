@@ -34,6 +34,7 @@ MODULES = (
     "genes",
     "reconstruction",
     "classification",
+    "areas",
     "change",
     "perturbation",
     "denoising",

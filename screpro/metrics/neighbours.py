@@ -8,7 +8,10 @@ import numpy as np
 from screpro.errors import ScreproError
 from screpro.metrics.catalogue import metric
 
-__all__ = ["knn_precision", "knn_recall", "one_nn_accuracy"]
+__all__ = ["TIES", "knn_precision", "knn_recall", "one_nn_accuracy"]
+
+TIES = 4
+"""Different places at exactly the smallest distance whose cells share the vote of the 1-NN test."""
 
 
 @metric(title="1-NN two-sample accuracy", family="distribution", direction="closer to 0.5")
@@ -23,12 +26,14 @@ def one_nn_accuracy(real, generated, *, seed: int = 0) -> float:
     Estimator
     ---------
     Leave-one-out over the pooled sample of n real and n generated cells; the larger side is cut to the size of the
-    smaller by a seeded draw. Among several nearest cells at exactly the same distance an arbitrary one counts.
+    smaller by a seeded draw. Nearest cells at exactly the same distance (duplicates, counts) share the vote: the cell
+    scores the share of them that is of its own kind. Of several different places at that distance, `TIES` count.
 
     Bias
     ----
     .5 for two samples of one distribution, with standard deviation about $.5 / \sqrt{2n}$ or a little more. 1: told
-    apart perfectly. BELOW .5: generated cells sit on top of real ones; exact copies of the real cells give 0.
+    apart perfectly. BELOW .5: generated cells sit on top of real ones; exact copies of the real cells give 0. If all
+    cells are equal the score is $(n - 1) / (2n - 1)$.
 
     Unit
     ----
@@ -65,6 +70,7 @@ def one_nn_accuracy(real, generated, *, seed: int = 0) -> float:
     0.5
     """
     from screpro.kernels.neighbours import nearest
+    from screpro.kernels.tiles import points
 
     real, generated = _sides(real, generated)
     n = min(len(real), len(generated))
@@ -78,8 +84,18 @@ def one_nn_accuracy(real, generated, *, seed: int = 0) -> float:
     real, generated = (
         x if len(x) == n else x[np.sort(rng.choice(len(x), n, replace=False))] for x in (real, generated)
     )
-    neighbour = nearest(np.concatenate([real, generated]), 1)[1][:, 0]
-    return float(np.mean((neighbour < n) == (np.arange(2 * n) < n)))
+    kind = np.repeat([0, 1], n)
+    places, at = np.unique(points("cells", np.concatenate([real, generated])), axis=0, return_inverse=True)
+    cells = np.zeros((len(places), 2))  # real and generated ones at every place
+    np.add.at(cells, (at, kind), 1)
+    near = cells[at]  # (2n, 2) cells of either kind among the nearest: those at the same place, without the cell itself
+    near[np.arange(2 * n), kind] -= 1
+    alone = near.sum(axis=1) == 0
+    if alone.any():
+        distance, index = nearest(places, min(TIES, len(places) - 1))
+        tied = distance == distance[:, :1]
+        near[alone] = (cells[index] * tied[..., None]).sum(axis=1)[at[alone]]
+    return float(np.mean(near[np.arange(2 * n), kind] / near.sum(axis=1)))
 
 
 @metric(title="k-NN precision", family="distribution", direction="higher")

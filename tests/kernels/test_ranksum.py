@@ -66,11 +66,12 @@ def test_u_and_p_are_scipys(rest):
 
 
 def test_far_tails_stay_accurate():
-    x = np.r_[np.zeros(4000), np.ones(4000)][:, None].astype(np.float32)
-    x += np.random.default_rng(0).random(x.shape, dtype=np.float32) / 2
-    codes = np.repeat([0, 1], 4000)
-    expected = mannwhitneyu(x[codes == 1, 0].astype(float), x[codes == 0, 0].astype(float), method="asymptotic").pvalue
-    assert rank_sum(x, codes, n_groups=2, reference=0).p[1, 0] == pytest.approx(expected, rel=1e-6) or expected == 0
+    """All of one side above the other, 850 cells each: z is 36, p about 1e-279."""
+    x = np.r_[np.zeros(850), np.ones(850)][:, None] + np.random.default_rng(0).random((1700, 1)) / 2
+    codes = np.repeat([0, 1], 850)
+    expected = mannwhitneyu(x[codes == 1, 0], x[codes == 0, 0], method="asymptotic").pvalue
+    assert 1e-300 < expected < 1e-270
+    assert rank_sum(x, codes, n_groups=2, reference=0).p[1, 0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_small_groups_without_ties_take_the_exact_distribution_as_scipy_does():
@@ -164,28 +165,67 @@ def test_everything_is_pdexs():
     import pandas as pd
 
     rng = np.random.default_rng(3)
-    x = np.log1p(rng.poisson(rng.gamma(1, 1, 25), (120, 25))).astype(np.float32)
-    codes = rng.integers(0, 3, 120)
-    names = np.array(["ctrl", "a", "b"])
-    adata = anndata.AnnData(x, obs=pd.DataFrame({"p": names[codes]}, index=[str(i) for i in range(120)]))
-    table = pdex.parallel_differential_expression(
-        adata, groups=["a", "b"], reference="ctrl", groupby_key="p", num_workers=1, is_log1p=True
-    )
-    found = rank_sum(x, codes, n_groups=3, reference=0, exact_to=8)
-    folds = fold_change(x, codes, n_groups=3, reference=0)
-    q = benjamini_hochberg(found.p)
-    for code, name in ((1, "a"), (2, "b")):
-        own = table[table["target"] == name].set_index("feature").loc[adata.var_names]
-        np.testing.assert_allclose(found.p[code], own["p_value"], rtol=1e-4)  # scipy's p of float32 is float32
-        np.testing.assert_allclose(folds[code], own["fold_change"], rtol=1e-4)
-        np.testing.assert_allclose(q[code], own["fdr"], rtol=1e-4)
+    counts = np.log1p(rng.poisson(rng.gamma(1, 1, 25), (120, 25)))
+    counts[:, 20:] = rng.random((120, 5))  # no ties: the small group takes the exact test
+    counts[:, 0] = 0
+    codes = np.r_[rng.integers(0, 3, 114), np.full(6, 3)]
+    counts[codes == 0, 1] = counts[codes == 1, 2] = 0  # fold changes without a denominator, a numerator
+    names = np.array(["ctrl", "a", "b", "few"])
+    # scipy computes the p-values of a float32 matrix in float32
+    for dtype, tolerance in ((np.float64, 1e-9), (np.float32, 1e-4)):
+        x = counts.astype(dtype)
+        adata = anndata.AnnData(x, obs=pd.DataFrame({"p": names[codes]}, index=[str(i) for i in range(120)]))
+        table = pdex.parallel_differential_expression(
+            adata, reference="ctrl", groupby_key="p", num_workers=1, is_log1p=True
+        )
+        found = rank_sum(x, codes, n_groups=4, reference=0, exact_to=8)
+        folds = fold_change(x, codes, n_groups=4, reference=0)
+        q = benjamini_hochberg(found.p)
+        for code in (1, 2, 3):
+            own = table[table["target"] == names[code]].set_index("feature").loc[adata.var_names]
+            np.testing.assert_array_equal(found.u[code], own["statistic"])
+            np.testing.assert_allclose(found.p[code], own["p_value"], rtol=tolerance)
+            np.testing.assert_allclose(folds[code], own["fold_change"], rtol=min(tolerance, 1e-5))
+            np.testing.assert_allclose(q[code], own["fdr"], rtol=tolerance)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+def test_threads_and_ranges_of_genes_change_nothing(monkeypatch, form):
+    from screpro.kernels import groups, ranksum_keys
+
+    x, codes = cells(70, 9, 3, seed=8, signed=True)
+    expected = rank_sum_reference(x, codes, n_groups=3, reference=1)
+    folds = fold_change(form(x), codes, n_groups=3, reference=1)
+    for module in (groups, ranksum_keys):
+        monkeypatch.setattr(module, "threads", lambda tasks: 3)
+    for at_once in (10**9, 100, 1):  # keys: all genes, about three of nine, less than one gene
+        monkeypatch.setattr(ranksum_keys, "ENTRIES_AT_ONCE", at_once)
+        same(rank_sum(form(x), codes, n_groups=3, reference=1), expected)
+    np.testing.assert_array_equal(fold_change(form(x), codes, n_groups=3, reference=1), folds)
+
+
+def test_storage_changes_nothing():
+    """Entries that stand twice are added, stored zeros and -0 are zeros, 64-bit indices and column order are read."""
+    x, codes = cells(30, 5, 3, seed=9)
+    expected = rank_sum_reference(x, codes, n_groups=3, reference=0)
+    rows, columns = np.indices(x.shape).reshape(2, -1)
+    twice = sp.coo_matrix((np.r_[x.ravel() / 2, x.ravel() / 2], (np.r_[rows, rows], np.r_[columns, columns])), x.shape)
+    indptr = np.arange(31) * 5
+    as_stored = sp.csr_matrix((twice.data, (twice.row, twice.col)), x.shape)
+    reversed_ = sp.csr_matrix((x[:, ::-1].ravel(), np.tile(np.arange(5)[::-1], 30).astype(np.int64), indptr), x.shape)
+    negative_zero = np.where(x == 0, np.float32(-0.0), x)
+    doubled = sp.csr_matrix((np.repeat(x.ravel() / 2, 2), np.repeat(columns, 2), indptr * 2), x.shape)
+    for stored in (as_stored, reversed_, negative_zero, sp.csr_array(negative_zero), doubled, x.astype(np.float16)):
+        same(rank_sum(stored, codes, n_groups=3, reference=0), expected)
+    integers = rank_sum((4 * x).astype(np.int64), codes, n_groups=3, reference=0)
+    same(integers, expected)
 
 
 # --- Triton -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reference", [0, 2, None])
-@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix])
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csc_matrix])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_triton_is_the_definition(form, reference, dtype):
     pytest.importorskip("triton")
@@ -216,8 +256,9 @@ def test_triton_in_several_blocks_of_genes_and_without_any_value(monkeypatch):
     sizes = np.bincount(codes[codes >= 0], minlength=3)
     whole = gpu.sums(x, codes, sizes, 0, 8, device=device)
     monkeypatch.setattr(gpu, "ENTRIES_AT_ONCE", 40)
-    for part, all_at_once in zip(gpu.sums(x, codes, sizes, 0, 8, device=device), whole, strict=True):
-        np.testing.assert_array_equal(part, all_at_once)
+    for form in (np.asarray, sp.csr_matrix, torch.from_numpy):
+        for part, all_at_once in zip(gpu.sums(form(x), codes, sizes, 0, 8, device=device), whole, strict=True):
+            np.testing.assert_array_equal(part, all_at_once)
     u, p = gpu.sums(np.zeros((23, 2), np.float32), codes, sizes, 0, 0, device=device)
     assert (p == 1).all() and (u[1] == sizes[1] * sizes[0] / 2).all()
     with pytest.raises(ScreproError, match="finite"):

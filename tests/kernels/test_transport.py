@@ -27,6 +27,28 @@ def test_equal_sizes_are_scipys_assignment_and_certified(n, d, shift):
         assert np.square(a - b[plan.match]).sum(1).mean() == pytest.approx(plan.cost)
 
 
+def clusters(n, seed, distance=10.0, d=10):
+    """Cell types far apart, each with as many cells as the draw happens to give it."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).normal(size=(6, d)) * distance
+    return centres[rng.integers(6, size=n)] + rng.normal(size=(n, d))
+
+
+def test_clusters_of_unequal_numbers_need_many_prices_to_move_far():
+    a, b = clusters(900, 1), clusters(900, 2)
+    plan = exact_w2(a, b)
+    assert plan.value == pytest.approx(reference(a, b), rel=1e-9)
+    assert plan.solver == "auction" and plan.gap < 1e-8
+
+
+def test_equal_costs_everywhere_are_solved_too():
+    corners = np.array(np.meshgrid(*[[0.0, 1.0]] * 9)).reshape(9, -1).T
+    order = np.random.default_rng(0).permutation(512)
+    a, b = corners[order[:300]], corners[order[200:500]]
+    plan = exact_w2(a, b)
+    assert plan.value == pytest.approx(reference(a, b), rel=1e-9) and plan.gap < 1e-6
+
+
 @pytest.mark.parametrize(("n", "m"), [(1, 5), (30, 45), (64, 17)])
 def test_other_sizes_are_pots(n, m):
     import ot
@@ -80,7 +102,7 @@ def test_every_set_of_a_batch_is_the_plain_iteration(n, m, blur, dtype, toleranc
     x, y = sets(3, n, dtype=dtype), sets(3, m, shift=0.5, seed=9, dtype=dtype)
     found = sinkhorn.sinkhorn(x, y, blur=blur)
     for s in range(3):
-        expected, *_ = sinkhorn.reference(x[s], y[s], blur=blur)
+        expected, *_ = sinkhorn.reference(x[s], y[s], blur=blur, iterations=500)
         assert float(found.cost[s]) == pytest.approx(float(expected), rel=tolerance)
     assert float(found.error.max()) <= 1e-4
 
@@ -108,6 +130,16 @@ def test_the_divergence_of_equal_sets_is_zero_and_small_blur_gives_w2():
     assert float(sinkhorn.divergence(x, x, blur=0.5, tolerance=1e-6)[0]) == pytest.approx(0, abs=1e-6)
     expected = exact_w2(x[0].numpy(), y[0].numpy()).cost
     assert float(sinkhorn.divergence(x, y, blur=0.1)[0]) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("blur", [0.3, 3.0])
+def test_clusters_of_unequal_numbers_converge(blur):
+    a, b = clusters(150, 1), clusters(150, 2)
+    found = sinkhorn.sinkhorn(torch.from_numpy(a).float()[None], torch.from_numpy(b).float()[None], blur=blur)
+    exact = exact_w2(a, b).cost
+    # the entropy of a plan is between 0 and log n
+    assert exact * (1 - 1e-3) <= float(found.cost[0]) <= exact + 2 * blur**2 * np.log(150)
+    assert found.iterations < 1000
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 
 from screpro.errors import ScreproError
+from screpro.metrics.areas import pr_auc, roc_auc
 from screpro.metrics.classification import (
     accuracy,
     classification_scores,
@@ -14,8 +15,6 @@ from screpro.metrics.classification import (
     macro_f1,
     macro_precision,
     macro_recall,
-    pr_auc,
-    roc_auc,
 )
 
 labels = st.integers(1, 60).flatmap(

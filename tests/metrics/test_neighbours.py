@@ -30,6 +30,28 @@ def test_what_cannot_be_told_apart_scores_a_half_copies_0_and_far_clouds_1():
     assert one_nn_accuracy(cloud(60), cloud(60, 100.0, seed=1)) == 1
 
 
+@given(st.integers(2, 12), st.integers(1, 2), st.integers(0, 1000))
+def test_cells_at_the_same_distance_share_the_vote(n, d, seed):
+    rng = np.random.default_rng(seed)
+    real, made = rng.integers(0, 3, (2, n, d)).astype(float)  # at most 9 places, at most 4 of them nearest to another
+    pooled, kind = np.concatenate([real, made]), np.repeat([0, 1], n)
+    squares = np.square(pooled[:, None] - pooled).sum(2)
+    np.fill_diagonal(squares, np.inf)
+    tied = squares == squares.min(1, keepdims=True)
+    expected = ((tied & (kind[:, None] == kind)).sum(1) / tied.sum(1)).mean()
+    assert one_nn_accuracy(real, made) == pytest.approx(expected)
+
+
+def test_equal_cells_and_a_collapsed_generator():
+    assert one_nn_accuracy(np.ones((5, 2)), np.ones((5, 2))) == pytest.approx(4 / 9)
+    real = cloud(50)
+    collapsed = np.repeat(real[:1], 50, axis=0)  # nearest to each: 49 copies and the cell they are copies of
+    near = np.linalg.norm(real[1:] - real[:1], axis=1)
+    wrong = np.linalg.norm(real[1:, None] - real[1:], axis=2) + 1e9 * np.eye(49)
+    expected = (50 * 49 / 50 + 0 + ((wrong.min(1) < near) + (wrong.min(1) > near) / 51).sum()) / 100
+    assert one_nn_accuracy(real, collapsed) == pytest.approx(expected)
+
+
 def test_the_larger_side_is_cut_by_the_seed():
     real, made = cloud(300), cloud(50, seed=1)
     assert one_nn_accuracy(real, made, seed=3) == one_nn_accuracy(real, made, seed=3)

@@ -42,32 +42,44 @@ def sums(
         Where to compute; the tests use the CPU, where Triton interprets.
     """
     n_genes, n_groups = x.shape[1], len(sizes)
+    entries = x.nnz if sp.issparse(x) else x.shape[0] * n_genes
     group_bits = max(1, int(n_groups - 1).bit_length())
-    most = min(2 ** (31 - group_bits), max(1, ENTRIES_AT_ONCE * n_genes // max(1, _entries(x))))
+    most = min(2 ** (31 - group_bits), max(1, ENTRIES_AT_ONCE * n_genes // max(1, entries)))
     u, p = np.empty((2, n_groups, n_genes))
     groups, counts = torch.from_numpy(codes).to(device).long(), torch.from_numpy(sizes).to(device)
+    whole = _uploaded(x, device) if sp.issparse(x) else None
     for first in range(0, n_genes, most):
         genes = slice(first, min(first + most, n_genes))
-        part = _test(x, genes, groups, counts, reference, exact_to, group_bits)
-        u[:, genes], p[:, genes] = (each.cpu().numpy() for each in part)
+        part = _nonzeros(whole, genes) if whole else _nonzeros_of_dense(x, genes, device)
+        tested = _test(*part, genes.stop - genes.start, groups, counts, reference, exact_to, group_bits)
+        u[:, genes], p[:, genes] = (each.cpu().numpy() for each in tested)
     return u, p
 
 
-def _entries(x) -> int:
-    return x.nnz if sp.issparse(x) else x.shape[0] * x.shape[1]
+def _uploaded(x, device) -> tuple[Tensor, Tensor, Tensor]:
+    """Cell, gene and value of every stored entry of a sparse matrix."""
+    if x.format not in ("csr", "csc"):
+        x = x.tocsr()
+    if not x.has_canonical_format:  # duplicate entries would count as two cells
+        x = x.copy()
+        x.sum_duplicates()
+    counts = torch.from_numpy(np.diff(x.indptr)).to(device)
+    major = torch.repeat_interleave(torch.arange(len(counts), dtype=torch.int32, device=device), counts)
+    minor, value = torch.from_numpy(x.indices).to(device), torch.from_numpy(x.data).to(device)
+    return (major, minor, value) if x.format == "csr" else (minor, major, value)
 
 
-def _nonzeros(x, genes: slice, device) -> tuple[Tensor, Tensor, Tensor]:
-    """Cell, gene within `genes` and value of every non-zero."""
-    if isinstance(x, Tensor):
-        part = x[:, genes].to(device)
-        cell, gene = part.nonzero(as_tuple=True)
-        return cell, gene, part[cell, gene]
-    part = (x[:, genes] if sp.issparse(x) else sp.csr_matrix(x[:, genes])).tocoo()
-    part.sum_duplicates()
-    cell, gene, value = (torch.from_numpy(each).to(device) for each in (part.row, part.col, part.data))
-    stored = value != 0
-    return cell.long()[stored], gene.long()[stored], value[stored]
+def _nonzeros(entries: tuple[Tensor, Tensor, Tensor], genes: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Cell, gene within `genes` and value of the non-zeros of these genes."""
+    cell, gene, value = entries
+    chosen = (gene >= genes.start) & (gene < genes.stop) & (value != 0)
+    return cell[chosen].long(), gene[chosen].long() - genes.start, value[chosen]
+
+
+def _nonzeros_of_dense(x, genes: slice, device) -> tuple[Tensor, Tensor, Tensor]:
+    part = (x[:, genes] if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x[:, genes]))).to(device)
+    cell, gene = part.nonzero(as_tuple=True)
+    return cell, gene, part[cell, gene]
 
 
 def _value_bits(value: Tensor) -> tuple[Tensor, int]:
@@ -88,10 +100,13 @@ def _value_bits(value: Tensor) -> tuple[Tensor, int]:
     return torch.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000), 0x80000000
 
 
-def _test(x, genes: slice, groups: Tensor, sizes: Tensor, reference: int, exact_to: int, group_bits: int):
-    device, n_groups, n_genes = groups.device, len(sizes), genes.stop - genes.start
+def _test(
+    cell: Tensor, gene: Tensor, value: Tensor, n_genes: int, groups: Tensor, sizes: Tensor,
+    reference: int, exact_to: int, group_bits: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """U and p (P, n_genes) from the non-zeros of some genes."""
+    device, n_groups = groups.device, len(sizes)
     every = reference < 0
-    cell, gene, value = _nonzeros(x, genes, device)
     group = groups[cell]
     gene, value, group = (each[group >= 0] for each in (gene, value, group))
     bits, zero = _value_bits(value)
@@ -111,7 +126,7 @@ def _test(x, genes: slice, groups: Tensor, sizes: Tensor, reference: int, exact_
         longest = max(int(starts.diff().max()), int(all_starts.diff().max()))
         _entries_kernel[(triton.cdiv(len(keys), BLOCK),)](
             keys, controls, starts, all_starts, zeros, twice_u, ties, shared, len(keys), n_genes, reference, zero,
-            GROUP_BITS=group_bits, STEPS=longest.bit_length() + 1, EVERY=every, BLOCK=BLOCK,
+            longest.bit_length() + 1, GROUP_BITS=group_bits, EVERY=every, BLOCK=BLOCK,
         )  # fmt: skip
     seen = torch.bincount(group * n_genes + (of_value >> 32), minlength=n_groups * n_genes)
     twice_u, ties, seen = (each.view(n_groups, n_genes) for each in (twice_u, ties, seen))
@@ -140,9 +155,9 @@ def _cubed(t: Tensor) -> Tensor:
 
 
 @triton.jit
-def _first_not_below(array, low, high, key, STEPS: tl.constexpr):
+def _first_not_below(array, low, high, key, steps):
     """Bisection, lane by lane: the first position in low..high whose entry is not below `key`."""
-    for _ in range(STEPS):
+    for _ in range(steps):
         middle = (low + high) // 2
         is_open = low < high
         smaller = is_open & (tl.load(array + middle, mask=is_open, other=0) < key)
@@ -153,8 +168,8 @@ def _first_not_below(array, low, high, key, STEPS: tl.constexpr):
 
 @triton.jit
 def _entries_kernel(
-    keys, controls, starts, all_starts, zeros, twice_u, ties, shared, n, n_genes, reference, zero,
-    GROUP_BITS: tl.constexpr, STEPS: tl.constexpr, EVERY: tl.constexpr, BLOCK: tl.constexpr,
+    keys, controls, starts, all_starts, zeros, twice_u, ties, shared, n, n_genes, reference, zero, steps,
+    GROUP_BITS: tl.constexpr, EVERY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What each entry adds to U and the tie term of its group, and a control to the ties that all groups share."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -165,8 +180,8 @@ def _entries_kernel(
     group = key & ((1 << GROUP_BITS) - 1)
     first = tl.load(starts + gene, mask=inside, other=0)
     last = tl.load(starts + gene + 1, mask=inside, other=0)
-    low = _first_not_below(controls, first, last, of_value, STEPS)
-    high = _first_not_below(controls, low, last, of_value + 1, STEPS)
+    low = _first_not_below(controls, first, last, of_value, steps)
+    high = _first_not_below(controls, low, last, of_value + 1, steps)
     # controls at zero lie below every positive value
     positive = (of_value & 0xFFFFFFFF) > zero
     below = low - first + tl.where(positive, tl.load(zeros + gene, mask=inside, other=0), 0)
@@ -176,7 +191,7 @@ def _entries_kernel(
         t = (at - low).to(tl.float64)
         tl.atomic_add(shared + gene, 3 * t * (t + 1), mask=inside)
     else:
-        own = _first_not_below(keys, tl.load(all_starts + gene, mask=inside, other=0), at, key, STEPS)
+        own = _first_not_below(keys, tl.load(all_starts + gene, mask=inside, other=0), at, key, steps)
         k = at - own  # entries of the same group and value before this one
         t = (high - low + k).to(tl.float64)
         is_control = inside & (group == reference)
