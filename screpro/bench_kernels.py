@@ -294,12 +294,12 @@ def principal_components() -> Rows:
     ]
 
 
-def _pca_case():
+def _pca_case(n: int = 100_000):
     import torch
 
     from screpro.kernels.pca import pca
 
-    group = np.random.default_rng(0).integers(0, 51, 100_000)
+    group = np.random.default_rng(0).integers(0, 51, n)
     x = log_normalised(counts(group, rates(51, 2000, share=0.1), density=0.05))
     given = x
     if cuda():

@@ -103,8 +103,10 @@ def cuda() -> bool:
 
 
 def threads() -> int:
-    """Threads that everything measured may use: ``SCREPRO_THREADS``, or all cores."""
-    return int(os.environ.get("SCREPRO_THREADS", os.cpu_count() or 1))
+    """Threads that everything measured may use: ``SCREPRO_THREADS``, or all cores; at most what numba may use."""
+    import numba
+
+    return min(int(os.environ.get("SCREPRO_THREADS", os.cpu_count() or 1)), numba.config.NUMBA_NUM_THREADS)
 
 
 def limit_threads() -> None:
@@ -115,7 +117,7 @@ def limit_threads() -> None:
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(threads())
-    numba.set_num_threads(min(threads(), numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(threads())
     threadpool_limits(threads())
 
 
