@@ -246,14 +246,14 @@ def metrics(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="annotate, kernels, or one group of kernels as kernels-energy.")],
+    what: Annotated[str, typer.Argument(help="annotate, kernels, or one operation as kernels-energy-loss (a wrong name lists all).")],
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows and the machine's facts there.")
     ] = None,
 ) -> None:
     """Time a part of the library against its peers, in one run.
 
-    Peers come with `pip install "screpro[bench]"`; one that is not installed is said to be not measured. Two need an
+    Peers come with the extra `bench`; one that is not installed is said to be not measured. Two need an
     environment of their own (pip install "pdex>=0.3" "pertpy==1.0.3" "statsmodels<0.15"): name its Python in
     SCREPRO_PEER_PYTHON.
     """

@@ -75,9 +75,9 @@ def show(title, file, *names):
 
 def measured(*operations):
     """Recorded timings of the operations whose names begin so; the ratio is peer / ours."""
-    if timings.empty:
-        return Markdown("*Not measured yet: `screpro bench kernels --json FILE` measures.*")
-    own = timings[timings["operation"].str.startswith(operations)]
+    own = timings if timings.empty else timings[timings["operation"].str.startswith(operations)]
+    if own.empty:
+        return Markdown("*No timing recorded: `screpro bench kernels --json FILE` measures what has a named peer.*")
     rows = [
         {
             "size": row["size"],

@@ -156,12 +156,14 @@ def _certified(upper: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | Non
     from scipy.linalg.blas import dsymv
     from scipy.linalg.lapack import dpotrf
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+    from threadpoolctl import threadpool_limits
 
     size = len(upper)
     # a product with one triangle reads half as much memory, which is all that it costs
     matrix = LinearOperator((size, size), matvec=lambda v: dsymv(1.0, upper.T, v, lower=1), dtype=np.float64)
     try:
-        values, vectors = eigsh(matrix, k, v0=np.random.default_rng(0).normal(size=size), maxiter=20)
+        with threadpool_limits(1, user_api="blas"):  # short products: threads would wait for each other
+            values, vectors = eigsh(matrix, k, v0=np.random.default_rng(0).normal(size=size), maxiter=20)
     except ArpackError:
         return None
     # everything left is below `bound` if and only if this is positive definite
