@@ -246,7 +246,7 @@ def metrics(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="annotate, kernels, or one operation as kernels-energy-loss (a wrong name lists all).")],
+    what: Annotated[str, typer.Argument(help="annotate, kernels, or one operation, as in kernels-pca.")],
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows and the machine's facts there.")
     ] = None,

@@ -55,7 +55,7 @@ def denoising_error(
     noise: Tensor,
     *,
     schedule: Schedule,
-    visible: Tensor,
+    context: CellMatrix,
     conditions: Mapping[str, Tensor],
     batch: Tensor | None,
 ) -> Tensor:
@@ -69,19 +69,19 @@ def denoising_error(
         (B,) time steps.
     noise
         (B, G) standard normal.
-    visible
-        (nnz,) 1 where an entry of `cells` may be looked at as context, 0 where it is hidden.
+    context
+        (B, G) clean expression that may be looked at; hidden entries are zero.
     conditions, batch
         As for ``ScDiff.forward``.
     """
-    noisy, context, x = model.embedder, model.context, cells.matrix()
+    noisy, x = model.embedder, cells.matrix()
     if x.is_dense:
         projected = schedule.diffuse(x.dense, t, noise) @ noisy.table
     else:  # the clean part through its non-zeros, the noise alone through a dense product
         projected = schedule.signal[t, None] * matmul(x, noisy.table) + schedule.noise[t, None] * (noise @ noisy.table)
     h = noisy.after_table(projected) + time_embedding(t, model.config.width)
-    seen = matmul(cells.matrix(cells.values * visible), context.embedder.table)
-    lists = [context.tokens(context.embedder.after_table(seen))]
+    seen = matmul(context, model.context.embedder.table)
+    lists = [model.context.tokens(model.context.embedder.after_table(seen))]
     lists += [model.conditioners[name](conditions[name]) for name in model.conditioners]
     h = model.with_batch(model.encode(h, [list(block) for block in zip(*lists, strict=True)]), batch)
     return linear_squared_error(h, model.head.weight, model.head.bias, x) / cells.shape[1]
@@ -99,8 +99,10 @@ class DenoisingLoss:
     ----------
     x
         (n, G) CSR, log-normalised.
+    context
+        (n, G) CSR, what the context shows of each cell; `x` itself by default. A control cell for a perturbed `x`.
     conditions
-        Labels (n,) per class conditioner, 0 reserved for null.
+        Labels (n,) per conditioner, 0 reserved for null.
     batch
         Rows of the batch table (n,), or None.
     drop
@@ -114,11 +116,13 @@ class DenoisingLoss:
         *,
         schedule: Schedule,
         conditions: Mapping[str, np.ndarray],
+        context: sp.csr_matrix | None = None,
         batch: np.ndarray | None = None,
         drop: Mapping[str, float] | None = None,
         empty_context: float = 0.25,
     ):
         self.x = sp.csr_matrix(x, dtype=np.float32)
+        self.context = None if context is None else sp.csr_matrix(context, dtype=np.float32)
         self.schedule = schedule
         labels = dict(conditions) | ({} if batch is None else {"batch": batch})
         self.labels = {name: torch.as_tensor(value, dtype=torch.int64) for name, value in labels.items()}
@@ -129,15 +133,17 @@ class DenoisingLoss:
     def __call__(self, model: ScDiff, rows: Tensor, generator: torch.Generator) -> Tensor:
         device = generator.device
         n, (_, n_genes) = len(rows), self.x.shape
-        cells = SparseCells.from_scipy(self.x[rows.cpu().numpy()], device)
+        chosen = rows.cpu().numpy()
+        cells = SparseCells.from_scipy(self.x[chosen], device)
+        shown = cells if self.context is None else SparseCells.from_scipy(self.context[chosen], device)
         self.schedule = self.schedule.to(device)
         t = torch.randint(self.schedule.steps, (n,), generator=generator, device=device)
         hidden_share = torch.rand(n, generator=generator, device=device)
         always = torch.rand(n, generator=generator, device=device) < self.empty_context
         hidden_share = hidden_share.masked_fill(always, 1.0)
         # hiding a zero changes nothing, so only the entries that are stored need a draw
-        draw = torch.rand(len(cells.values), generator=generator, device=device)
-        visible = (draw >= hidden_share[cells.cells]).float()
+        draw = torch.rand(len(shown.values), generator=generator, device=device)
+        context = shown.matrix(shown.values * (draw >= hidden_share[shown.cells]))
         if self._noise is None or self._noise.shape[0] < n or self._noise.device != device:
             self._noise = torch.empty(n, n_genes, device=device)  # a fresh one each step costs page faults
         noise = self._noise[:n].normal_(generator=generator)
@@ -150,6 +156,6 @@ class DenoisingLoss:
             labels[name] = label
         batch = labels.pop("batch", None)
         error = model.denoising_error(
-            cells, t, noise, schedule=self.schedule, visible=visible, conditions=labels, batch=batch
+            cells, t, noise, schedule=self.schedule, context=context, conditions=labels, batch=batch
         )
         return error.mean()

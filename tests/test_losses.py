@@ -58,10 +58,10 @@ def test_denoising_error_is_the_networks(sparse_cells):
     labels, batch = torch.randint(4, (n,)), torch.randint(3, (n,))
     x0 = torch.as_tensor(sparse_cells.toarray())
     hidden = torch.rand(n, 31) < 0.5
-    visible = (~hidden)[cells.cells, cells.genes].float()
+    context = cells.matrix(cells.values * ~hidden[cells.cells, cells.genes])
 
     shared = {"conditions": {"cell_type": labels}, "batch": batch}
-    ours = model.denoising_error(cells, t, noise, schedule=schedule, visible=visible, **shared)
+    ours = model.denoising_error(cells, t, noise, schedule=schedule, context=context, **shared)
     predicted = model(schedule.diffuse(x0, t, noise), t, context=x0, hidden=hidden, **shared)
     reference = ((predicted - x0) ** 2).mean(1)
     torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
@@ -103,7 +103,7 @@ def test_what_training_draws():
     assert t.double().mean().item() == pytest.approx(499.5, abs=5 * 289 / n**0.5)
     assert noise.mean().item() == pytest.approx(0, abs=5 / (n * genes) ** 0.5)
     assert noise.std().item() == pytest.approx(1, abs=0.03)
-    seen = given_["visible"].view(n, genes).mean(1)
+    seen = given_["context"].values.view(n, genes).mean(1)
     # hidden share r uniform: a cell shows on average (1 - 1/4) * 1/2; empty for sure in a quarter, else (1 - r)^G
     assert seen.mean().item() == pytest.approx(0.375, abs=0.02)
     assert (seen == 0).double().mean().item() == pytest.approx(0.25 + 0.75 / (genes + 1), abs=0.03)
@@ -111,3 +111,17 @@ def test_what_training_draws():
         assert (label == 0).double().mean().item() == pytest.approx(null, abs=0.02)
     assert (given_["batch"] == 0).double().mean().item() == pytest.approx(0.1, abs=0.02)
     assert set(given_["batch"].tolist()) == {0, 2}
+
+
+def test_another_cell_as_context():
+    """A perturbed cell is learned from a control cell: what is visible comes from the control, the target does not."""
+    target = sp.csr_matrix(np.full((50, 4), 2.0), dtype=np.float32)
+    control = sp.csr_matrix(np.tile([0.0, 7.0, 0.0, 7.0], (50, 1)), dtype=np.float32)
+    loss = DenoisingLoss(target, context=control, schedule=scaled_linear(), conditions={}, empty_context=0.0)
+    model = Recorder()
+    loss(model, torch.arange(50), torch.Generator().manual_seed(0))
+    cells, _, _, given_ = model.calls[0]
+    assert (cells.matrix().dense == 2).all()
+    context = given_["context"].dense
+    assert set(context.unique().tolist()) == {0.0, 7.0}
+    assert (context[:, [0, 2]] == 0).all() and 0.3 < (context[:, [1, 3]] == 7).float().mean() < 0.7

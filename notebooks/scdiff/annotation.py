@@ -338,11 +338,7 @@ tried.pivot_table(
 # Decision rules were written down before any of these runs ([ledger of claims](../../book/ledger.md)).
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-for claim in records.load_claims("scdiff"):
-    if claim.id in ("S1", "S2"):
-        verdict = records.verdict(claim, rows)
-        said = f"{{verdict}}`{verdict.word}` {verdict.evidence}"
-        display(Markdown(f"**{claim.id}.** {claim.statement}\n\n{said}"))
+records.verdicts("scdiff", ["S1", "S2"], rows)
 
 # %% [markdown]
 # ## Where we differ

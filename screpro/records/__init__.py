@@ -5,9 +5,10 @@ numbers the papers print; ``side_by_side`` puts both in one table; ``load_claims
 what the papers claim.
 """
 
-from screpro.records.claims import Claim, Verdict, load_claims, verdict
+from screpro.records.claims import Claim, load_claims, verdict, verdicts
 from screpro.records.paper import figures, heldout, inventory, paper_values
 from screpro.records.results import Run, load_results, read_results, start, write_results
+from screpro.records.rules import Verdict
 from screpro.records.tables import Table, paper_table, side_by_side
 from screpro.records.timings import load_timings
 
@@ -28,5 +29,6 @@ __all__ = [
     "side_by_side",
     "start",
     "verdict",
+    "verdicts",
     "write_results",
 ]

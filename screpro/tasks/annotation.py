@@ -12,11 +12,12 @@ from screpro.data.splits import cell_split
 from screpro.data.validate import check_labels
 from screpro.errors import ScreproError
 from screpro.losses import DenoisingLoss
-from screpro.models.scdiff import ScDiff, ScDiffConfig
+from screpro.models.scdiff import ScDiff
 from screpro.processes.gaussian import scaled_linear
+from screpro.tasks import denoiser
 from screpro.tasks.cells import Cells
+from screpro.tasks.denoiser import DenoiserSettings, build
 from screpro.tasks.diffusion_classifier import ClassifierErrors, classifier_errors, predict
-from screpro.training import TrainConfig, fit
 
 __all__ = [
     "PRESETS",
@@ -88,18 +89,9 @@ def train_test(labelled: Labelled, split: int, *, test: float, validation: float
 
 
 @dataclass(frozen=True)
-class ScDiffSettings:
+class ScDiffSettings(DenoiserSettings):
     """Everything that defines scDiff as an annotation method."""
 
-    width: int = 128
-    depth: int = 3
-    heads: int = 4
-    epochs: int = 60
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    drop: float = 0.1  # probability of the null label, and of the null batch
-    empty_context: float = 0.25
     n_times: int = 5
     draws: int = 5
     shared_noise: bool = True
@@ -165,20 +157,14 @@ def train_annotator(
 
     A network for one batch has no batch table.
     """
-    if threads:
-        torch.set_num_threads(threads)
     batch = train.batch + 1 if n_batches > 1 else None
-    config = ScDiffConfig(
-        n_genes=train.x.shape[1],
-        width=settings.width,
-        depth=settings.depth,
-        heads=settings.heads,
+    model = build(
+        train.x.shape[1],
+        settings,
         classes={"cell_type": n_types + 1},
         n_batches=n_batches + 1 if n_batches > 1 else 0,
+        seed=seed,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # modules draw their initial weights from the global generator
-        model = ScDiff(config)
     loss = DenoisingLoss(
         train.x,
         schedule=scaled_linear(),
@@ -187,14 +173,7 @@ def train_annotator(
         drop={"cell_type": settings.drop, "batch": settings.drop},
         empty_context=settings.empty_context,
     )
-    how = TrainConfig(
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        schedule=settings.schedule,
-        seed=seed,
-    )
-    done = fit(model, loss, len(train.cell_type), how, checkpoint=checkpoint, title=title)
+    done = denoiser.train(model, loss, settings, seed=seed, threads=threads, checkpoint=checkpoint, title=title).fit
     rows = train.batch + 1 if n_batches > 1 else np.zeros_like(train.batch)
     candidates = np.unique(np.stack([rows, train.cell_type + 1], axis=1), axis=0)
     return Annotator(model, candidates, settings, done.seconds, done.losses)

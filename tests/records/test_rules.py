@@ -1,0 +1,123 @@
+"""The kinds of rule a claim can be decided by, each on rows whose answer is plain."""
+
+import numpy as np
+import pytest
+
+from screpro.errors import ScreproError
+from screpro.records import load_claims, rules, verdicts
+from screpro.records.results import to_frame
+
+SHARED = {"metric": "score", "tiers": ["laptop"], "min_datasets": 1, "min_seeds": 3}
+
+
+def table(scores, *, variant="", direction="higher", metric="score"):
+    """{(dataset, method): mean}, three seeds each that jitter by a hundredth in step."""
+    jitter = np.array([0.01, -0.01, 0.0])
+    return to_frame(
+        {
+            "paper": "scdiff", "item": "Table 1", "dataset": dataset, "split": "0", "method": method,
+            "metric": metric, "metric_variant": variant, "n_real": None, "n_generated": None, "n_genes": None,
+            "seed": seed, "tier": "laptop", "value": mean * (1 + jitter[seed]), "unit": "", "direction": direction,
+            "run_id": "x",
+        }
+        for (dataset, method), mean in scores.items() for seed in range(3)
+    )  # fmt: skip
+
+
+def word(rows, **test):
+    test = SHARED | test
+    rules.check("X", test)
+    return rules.decide(test, rows).word
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({"ours": 0.8, "a": 0.5, "b": 0.6, "peer": 0.7}, "supported"),
+        ({"ours": 0.8, "a": 0.5, "b": 0.6, "peer": 0.9}, "inconclusive"),  # only behind the one it may equal
+        ({"ours": 0.55, "a": 0.5, "b": 0.6, "peer": 0.5}, "contradicted"),
+        ({"ours": 0.8, "a": 0.5, "peer": 0.5}, "not tested yet"),
+    ],
+)
+def test_ahead_of_several_and_not_behind_another(scores, expected):
+    rows = table({("d", method): value for method, value in scores.items()})
+    test = {"kind": "wins", "method": "ours", "against": ["a", "b"], "not_behind": ["peer"], "at_least": 1.0}
+    assert word(rows, **test) == expected
+
+
+def test_behind_a_trivial_method_is_a_loss_although_ahead_of_the_rival():
+    rows = table({("d", "ours"): 0.8, ("d", "rival"): 0.5, ("d", "mean"): 0.9})
+    test = {"kind": "wins", "method": "ours", "against": "rival", "at_least": 1.0}
+    assert word(rows, **test) == "supported"
+    assert word(rows, **test, lost_to=["mean"]) == "contradicted"
+
+
+def test_every_variant_has_to_be_won():
+    import pandas as pd
+
+    good = table({("d", "ours"): 0.8, ("d", "rival"): 0.5}, variant="2 shots")
+    bad = table({("d", "ours"): 0.4, ("d", "rival"): 0.5}, variant="5 shots")
+    test = {"kind": "wins", "method": "ours", "against": "rival", "at_least": 0.5,
+            "metric_variants": ["2 shots", "5 shots"], "no_win_contradicts": True}  # fmt: skip
+    both = pd.concat([good, bad], ignore_index=True)
+    assert word(both, **test) == "contradicted"
+    assert word(both, **(test | {"metric_variants": ["2 shots"]})) == "supported"
+    assert word(good, **test) == "not tested yet"
+
+
+def test_a_lead_of_at_least_so_much():
+    test = {"kind": "gap", "method": "ours", "against": "rival", "by": 0.03}
+    assert word(table({("d", "ours"): 0.8, ("d", "rival"): 0.7}), **test) == "supported"
+    assert word(table({("d", "ours"): 0.8, ("d", "rival"): 0.7}), **test, other_below=0.6) == "inconclusive"
+    assert word(table({("d", "ours"): 0.8, ("d", "rival"): 0.79}), **test) == "inconclusive"
+    assert word(table({("d", "ours"): 0.8, ("d", "rival"): 0.9}), **test) == "contradicted"
+
+
+def test_no_change_beyond_a_limit():
+    test = {"kind": "within", "methods": ["a", "b"], "base": "ours", "limit": 0.04}
+    scores = {("d", "ours"): 0.80, ("d", "a"): 0.82, ("d", "b"): 0.78}
+    assert word(table(scores), **test) == "supported"
+    assert word(table(scores | {("d", "b"): 0.9}), **test) == "contradicted"
+    assert word(table({key: v for key, v in scores.items() if key[1] != "b"}), **test) == "not tested yet"
+
+
+def test_times_as_a_ratio():
+    test = {"kind": "ratio", "method": "ours", "against": "rival", "at_most": 3.0, "too_much": 10.0}
+    for ours, expected in ((2.0, "supported"), (5.0, "inconclusive"), (11.0, "contradicted")):
+        rows = table({("d", "ours"): ours, ("d", "rival"): 1.0}, direction="lower")
+        assert word(rows, **test) == expected
+
+
+def test_a_mean_above_a_limit():
+    test = {"kind": "above", "method": "ours", "limit": 0.0}
+    assert word(table({("d", "ours"): 0.1}), **test) == "supported"
+    assert word(table({("d", "ours"): -0.1}), **test) == "contradicted"
+
+
+def test_parts_together():
+    parts = [SHARED | {"kind": "above", "method": "ours", "limit": limit} for limit in (0.0, 0.5)]
+    for value, any_, every in ((0.9, "supported", "supported"), (0.2, "contradicted", "inconclusive"),
+                               (-0.2, "contradicted", "contradicted")):  # fmt: skip
+        rows = table({("d", "ours"): value})
+        assert rules.decide({"kind": "all", "parts": parts}, rows).word == any_
+        assert rules.decide({"kind": "all", "parts": parts, "contradicted": "all"}, rows).word == every
+    assert rules.decide({"kind": "all", "parts": parts}, table({("d", "other"): 1.0})).word == "not tested yet"
+
+
+def test_a_rule_with_a_wrong_field_is_refused():
+    with pytest.raises(ScreproError, match="the test of a claim is one of"):
+        rules.check("X", {"kind": "vote"})
+    with pytest.raises(ScreproError, match="unknown \\['aginst'\\]"):
+        rules.check("X", SHARED | {"kind": "wins", "method": "a", "against": "b", "aginst": "c", "at_least": 1.0})
+
+
+def test_every_decidable_claim_of_scdiff_names_its_page():
+    for claim in load_claims("scdiff"):
+        assert claim.test["kind"] == "none" or claim.test["page"], claim.id
+
+
+def test_what_a_page_says():
+    said = verdicts("scdiff", ["S1", "S12"]).data
+    assert "**S1.**" in said and "*Rule:*" in said and "{verdict}`not testable here`" in said
+    with pytest.raises(ScreproError, match="named by its id"):
+        verdicts("scdiff", ["S99"])
