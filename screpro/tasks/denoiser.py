@@ -1,7 +1,8 @@
 """Training scDiff and drawing cells from it: what every task on it shares (protocol 2.2, 2.3 and 3)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ from screpro.losses import DenoisingLoss
 from screpro.models.scdiff import ScDiff, ScDiffConfig, time_embedding
 from screpro.processes.gaussian import scaled_linear
 from screpro.samplers.ddim import ddim
-from screpro.samplers.ddpm import ancestral, start_noise
+from screpro.samplers.ddpm import Denoiser, ancestral
+from screpro.samplers.projected import Projection, ancestral_steps, ddim_steps, projected
 from screpro.training import Fit, TrainConfig, fit
 
 __all__ = ["SAMPLERS", "DenoiserSettings", "Trained", "build", "generate", "train"]
@@ -107,6 +109,8 @@ def generate(
 ) -> np.ndarray:
     """Draw one cell for each row of `context`, (n, G) log-normalised expression.
 
+    All cells of a chunk take each step together, and condition tokens are computed once for all steps.
+
     Parameters
     ----------
     context
@@ -116,7 +120,8 @@ def generate(
     sampler
         One of `SAMPLERS`; `steps` belongs to ``"ddim"``.
     nonnegative
-        Clamp the predicted cell at zero in every step (the authors' choice for perturbations).
+        Clamp the predicted cell at zero in every step (the authors' choice for perturbations). Without it the chain
+        runs in D dimensions, with the same distribution (``samplers.projected``).
     seed
         Of the noise.
     chunk
@@ -138,32 +143,43 @@ def generate(
     device = model.head.weight.device
     schedule = scaled_linear().to(device)
     generator = torch.Generator(device=device).manual_seed(seed)
+    projection = Projection(model.embedder.table, model.head)
     out = np.empty((n, n_genes), dtype=np.float32)
     for first in range(0, n, chunk):
         rows = slice(first, min(first + chunk, n))
         visible = torch.as_tensor(context[rows].toarray(), dtype=torch.float32, device=device)
         own = {name: torch.as_tensor(values[rows], device=device).long() for name, values in labels.items()}
         own_batch = own.pop("batch", None)
-        denoise = _denoiser(model, model.condition_tokens(visible, own), own_batch)
-        shape = tuple(visible.shape)
-        shared = {"schedule": schedule, "generator": generator}
+        answer = _answer(model, model.condition_tokens(visible, own), own_batch)
+        size = len(visible)
         if sampler == "one call":
-            last = torch.full((shape[0],), schedule.steps - 1, device=device)
-            x = denoise(start_noise(shape, generator=generator), last)
+            last = torch.full((size,), schedule.steps - 1, device=device)
+            x = model.head(answer(projection.noise(size, generator), last))
             x = x.clamp(min=0) if nonnegative else x
-        elif sampler == "ddim":
-            x = ddim(denoise, shape, **shared, steps=steps, nonnegative=nonnegative)
+        elif nonnegative:  # clamping is the one thing that has to happen gene by gene
+            denoise = _on_genes(model, answer)
+            given = {"schedule": schedule, "generator": generator, "nonnegative": True}
+            if sampler == "ddim":
+                x = ddim(denoise, (size, n_genes), **given, steps=steps)
+            else:
+                x = ancestral(denoise, (size, n_genes), **given)
         else:
-            x = ancestral(denoise, shape, **shared, nonnegative=nonnegative)
+            path = ddim_steps(schedule, steps) if sampler == "ddim" else ancestral_steps(schedule)
+            draw = partial(projection.noise, size, generator)
+            x = model.head(projected(answer, projection, path, n=size, noise=draw))
         out[rows] = x.cpu().numpy()
     return out
 
 
-def _denoiser(model: ScDiff, tokens: list, batch: Tensor | None):
-    """x_theta(x_t, t) with conditions whose tokens are computed once: they do not change from step to step."""
+def _answer(model: ScDiff, tokens: list, batch: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The network between gene table and head, its condition tokens computed once: no step changes them."""
 
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        h = model.embedder(x_t) + time_embedding(t, model.config.width)
-        return model.decode(model.encode(h, tokens), batch)
+    def answer(y: Tensor, t: Tensor) -> Tensor:
+        h = model.embedder.after_table(y) + time_embedding(t, model.config.width)
+        return model.with_batch(model.encode(h, tokens), batch)
 
-    return denoise
+    return answer
+
+
+def _on_genes(model: ScDiff, answer: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
+    return lambda x_t, t: model.head(answer(x_t @ model.embedder.table, t))
