@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
+from screpro.records.results import DIRECTIONS
+
 __all__ = ["DIRECTIONS", "FAMILIES", "SECTIONS", "Metric", "catalogue", "metric"]
 
 FAMILIES = {
@@ -19,9 +21,6 @@ FAMILIES = {
     "denoising": "Are missing or noisy values recovered?",
 }
 """Every family and the question it answers."""
-
-DIRECTIONS = ("higher", "lower", "closer to 0.5", "closer to 1")
-"""What can be better."""
 
 SECTIONS = ("Formula", "Estimator", "Bias", "Unit", "Used in", "Parameters", "Returns", "Examples")
 """What the docstring of a metric has to say, as numpy-style sections."""

@@ -12,7 +12,7 @@ from screpro.records.results import TIERS
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "compare", "heaviest", "measured_once", "plain"]
+__all__ = ["Comparison", "compare", "heaviest", "measured_once", "merit", "plain"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ class Comparison:
 def plain(name: str) -> str:
     """A name without case, spaces and punctuation, so that ``macro F1`` and ``macro_f1`` are one metric."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def merit(values: "pd.Series", direction: str) -> "pd.Series":
+    """The values turned so that larger is better: as they are, negated, or minus the distance to a target."""
+    if direction in ("higher", "lower"):
+        return values if direction == "higher" else -values
+    return -(values - float(direction.removeprefix("closer to "))).abs()
 
 
 def measured_once(rows: "pd.DataFrame") -> "pd.DataFrame":
@@ -94,8 +101,8 @@ def compare(rows: "pd.DataFrame", method: str, against: str) -> list[Comparison]
         pairs = _pairs(first, second)
         if pairs.empty:
             continue
-        sign = 1.0 if first["direction"].iloc[0] == "higher" else -1.0
-        gaps = sign * (pairs["value_x"] - pairs["value_y"])
+        direction = first["direction"].iloc[0]
+        gaps = merit(pairs["value_x"], direction) - merit(pairs["value_y"], direction)
         difference = float(gaps.mean())
         error = float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan
         outcome = "tie"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
+    "DIRECTIONS",
     "SCHEMA",
     "UNIT",
     "Run",
@@ -62,6 +63,9 @@ UNIT = ("dataset", "split", "method", "seed")
 _IDENTITY = tuple(c for c in COLUMNS if c not in ("value", "unit", "direction", "run_id"))
 
 TIERS = ("ci", "laptop", "paper")
+
+DIRECTIONS = ("higher", "lower", "closer to 0.5", "closer to 1")
+"""Which value of a metric is better."""
 
 
 def check_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +110,7 @@ def _cell(column: str, value: Any) -> Any:
                 got=f"{column} = {value}",
                 fix="leave the row out, and say on the page why there is no number",
             )
-    allowed = {"direction": ("higher", "lower"), "tier": TIERS}.get(column)
+    allowed = {"direction": DIRECTIONS, "tier": TIERS}.get(column)
     if allowed and value not in allowed:
         raise _wrong(column, " or ".join(allowed), value)
     return value
@@ -291,7 +295,7 @@ class Run:
         dataset, split, method, seed
             What was run on what.
         metric, metric_variant, unit, direction
-            What was measured; `direction` is ``"higher"`` or ``"lower"``, whichever is better.
+            What was measured; `direction` is one of `DIRECTIONS`, whichever is better.
         n_real, n_generated, n_genes
             Sizes the number depends on: cells scored, cells generated, genes.
         value

@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from screpro.errors import ScreproError
-from screpro.records.compare import Comparison, compare, measured_once, plain
+from screpro.records.compare import Comparison, compare, measured_once, merit, plain
 from screpro.records.paper import paper_values
 from screpro.records.sources import nearest
 
@@ -273,10 +273,7 @@ def _paper_gaps(printed: "pd.DataFrame", subject: str | None, other: str | None)
     if printed.empty or subject not in table or other not in table:
         return []
     direction = printed["direction"].iloc[0]
-    if direction == "towards 0.5":
-        return list(((table[other] - 0.5).abs() - (table[subject] - 0.5).abs()).dropna())
-    sign = 1.0 if direction == "higher" else -1.0
-    return list((sign * (table[subject] - table[other])).dropna())
+    return list((merit(table[subject], direction) - merit(table[other], direction)).dropna())
 
 
 def _verdict(subject: str, paper_gaps: Sequence[float], here: Sequence[Comparison]) -> str:

@@ -48,7 +48,7 @@ def test_no_number_is_there_twice_and_three_are_printed_as_nan():
     values = records.paper_values()
     assert not values.duplicated(["paper", "table", "dataset", "setting", "method", "metric"]).any()
     assert list(values[values["mean"].isna()]["metric"]) == ["ES"] * 3
-    assert set(values["direction"]) == {"higher", "lower", "towards 0.5"}
+    assert set(values["direction"]) == {"higher", "lower", "closer to 0.5"}
 
 
 @pytest.mark.parametrize(("paper", "item"), list(COUNTS))

@@ -121,3 +121,11 @@ def test_what_a_page_says():
     assert "**S1.**" in said and "*Rule:*" in said and "{verdict}`not testable here`" in said
     with pytest.raises(ScreproError, match="named by its id"):
         verdicts("scdiff", ["S99"])
+
+
+def test_closer_to_a_target_is_better():
+    """1-NN accuracy is best at a half: .45 beats .6 and .3, although it is neither the highest nor the lowest."""
+    rows = table({("d", "ours"): 0.45, ("d", "low"): 0.3, ("d", "high"): 0.6}, direction="closer to 0.5")
+    test = {"kind": "wins", "method": "ours", "at_least": 1.0}
+    assert word(rows, **test, against=["low", "high"]) == "supported"
+    assert word(rows, **(test | {"method": "high"}), against=["ours"]) == "contradicted"
