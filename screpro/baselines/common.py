@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Prediction", "contained_torch", "from_scores", "quiet"]
+__all__ = ["Prediction", "contained_torch", "from_scores", "quiet", "scvi_seed"]
 
 
 class Prediction(NamedTuple):
@@ -81,3 +81,16 @@ def contained_torch(*, seed: int, threads: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def scvi_seed(seed: int) -> Iterator[None]:
+    """The package's own seed, which it shuffles cells by, for the length of the block."""
+    import scvi
+
+    before = scvi.settings.seed
+    scvi.settings.seed = seed
+    try:
+        yield
+    finally:
+        scvi.settings.seed = before

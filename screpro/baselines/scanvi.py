@@ -12,13 +12,11 @@ batches are used), as the scvi-tools tutorials advise.
 """
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from scipy import sparse
 
-from screpro.baselines.common import Prediction, contained_torch, from_scores, quiet
+from screpro.baselines.common import Prediction, contained_torch, from_scores, quiet, scvi_seed
 from screpro.tasks.cells import Cells
 
 __all__ = ["fit_predict", "usable_batches"]
@@ -65,7 +63,12 @@ def fit_predict(
     gene_likelihood
         "zinb" (the package's default), "nb" or "poisson".
     """
-    with quiet(), contained_torch(seed=seed, threads=threads), tempfile.TemporaryDirectory() as scratch, _seeded(seed):
+    with (
+        quiet(),
+        contained_torch(seed=seed, threads=threads),
+        tempfile.TemporaryDirectory() as scratch,
+        scvi_seed(seed),
+    ):
         import scvi
 
         batched = usable_batches(train.batch, train.cell_type)
@@ -99,19 +102,6 @@ def fit_predict(
         probability = model.predict(query, soft=True)
     codes = probability.columns.astype(int).to_numpy()
     return from_scores(probability.to_numpy(), codes, n_types=n_types)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """The package's own seed, which it shuffles cells by, for the length of the block."""
-    import scvi
-
-    before = scvi.settings.seed
-    scvi.settings.seed = seed
-    try:
-        yield
-    finally:
-        scvi.settings.seed = before
 
 
 def _variable_genes(train: Cells, n_top_genes: int | None, *, batched: bool) -> np.ndarray:

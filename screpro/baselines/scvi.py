@@ -14,8 +14,7 @@ import tempfile
 import numpy as np
 from scipy import sparse
 
-from screpro.baselines.common import contained_torch, quiet
-from screpro.baselines.scanvi import _seeded
+from screpro.baselines.common import contained_torch, quiet, scvi_seed
 
 __all__ = ["impute"]
 
@@ -50,7 +49,12 @@ def impute(
     n_samples
         Draws from the posterior that are averaged.
     """
-    with quiet(), contained_torch(seed=seed, threads=threads), tempfile.TemporaryDirectory() as scratch, _seeded(seed):
+    with (
+        quiet(),
+        contained_torch(seed=seed, threads=threads),
+        tempfile.TemporaryDirectory() as scratch,
+        scvi_seed(seed),
+    ):
         import scvi
         from anndata import AnnData
 
