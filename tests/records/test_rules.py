@@ -129,3 +129,14 @@ def test_closer_to_a_target_is_better():
     test = {"kind": "wins", "method": "ours", "at_least": 1.0}
     assert word(rows, **test, against=["low", "high"]) == "supported"
     assert word(rows, **(test | {"method": "high"}), against=["ours"]) == "contradicted"
+
+
+def test_scores_on_validation_cells_do_not_count():
+    """A default setting has the variant "{}", which is no variant at all once punctuation is left out."""
+    import pandas as pd
+
+    good = table({("d", "ours"): 0.8, ("d", "rival"): 0.5})
+    tuning = table({("d", "ours"): 0.1, ("d", "rival"): 0.9}, variant="{}").assign(item="tuning", split="0, validation")
+    rows = pd.concat([good, tuning], ignore_index=True)
+    decided = rules.decide(SHARED | {"kind": "wins", "method": "ours", "against": "rival", "at_least": 1.0}, rows)
+    assert decided.word == "supported" and "(3 pairs" in decided.evidence
