@@ -412,7 +412,7 @@ else:
 # %% [markdown]
 # ### What is the gain of text?
 #
-# Paired over draws and seeds: text minus class, and text minus shuffled text (ablation X-1, not in the paper). If the
+# Paired over draws and seeds: text minus class, and text minus shuffled text (ablation X-9, not in the paper). If the
 # second is not above zero, the meaning of the definitions is not what helps.
 
 # %% tags=["hide-input"]
@@ -434,13 +434,13 @@ pd.DataFrame(
 # %% [markdown]
 # ### No labelled cell, and the batch
 #
-# With text, pre-training alone already says something about a type it never saw: **zero shots** (X-3). A class table
+# With text, pre-training alone already says something about a type it never saw: **zero shots** (X-11). A class table
 # cannot, its rows being random.
 #
 # The candidates of the paper are the (batch, type) pairs of the labelled cells. With one cell per type every type
 # comes with the batch of that cell, so a cell can be recognised by its batch instead of by its type, and fine-tuning
 # moves the batch table too: five labelled cells from five batches can be told apart without ever looking at the label.
-# With the **batch given** (X-2) all types compete in the batch that the cell is known to come from. Sets without batches
+# With the **batch given** (X-10) all types compete in the batch that the cell is known to come from. Sets without batches
 # have no such row.
 
 # %% tags=["hide-input"]

@@ -362,7 +362,7 @@ repeats = [shallow_cells(DEPTHS, seed=seed) for seed in range(3)]
 for seed, found in enumerate(repeats):
     for (metric, depth, who), value in found.items():
         shown = {"metric": metric, "metric_variant": f"depth {depth}", "unit": "", "direction": "lower"}
-        run.add(item="X-1", dataset="simulated", split="0", method=who, seed=seed, value=value, **shown)
+        run.add(item="X-19", dataset="simulated", split="0", method=who, seed=seed, value=value, **shown)
 simulated = pd.DataFrame(repeats).mean()
 truth, nothing = ({depth: simulated["mcv_mse", depth, who] for depth in DEPTHS} for who in ("truth", "no_denoising"))
 better = [depth for depth in DEPTHS if truth[depth] < nothing[depth]]
@@ -417,13 +417,13 @@ pd.DataFrame(found).T
 # %% [markdown]
 # ## Does it matter how scDiff is asked?
 #
-# The same trained networks (X-2, not in the paper): one call at other steps, with and without the cell as context; ten
+# The same trained networks (X-20, not in the paper): one call at other steps, with and without the cell as context; ten
 # noise draws; cells sampled with the cell as context; and the answer at step 0 without the rescaling to 10 000 per cell
 # that the task applies to everybody. A network trained on logarithms answers near the mean logarithm, which sums to
 # less than 10 000; the rescaling lifts it everywhere, so without it scDiff's answer is what its loss asked for.
 
 # %% tags=["hide-input"]
-study = rows[rows["item"] == "X-2"]
+study = rows[rows["item"] == "X-20"]
 readings = study.pivot_table(
     index="metric_variant",
     columns=["dataset", "tier"],
@@ -495,7 +495,7 @@ records.verdicts("scdiff", ["S11", "S12"], rows)
 # | reference mapping | Seurat with SCTransform | | analytic Pearson residuals, exact neighbours |
 # | preprocessing of logistic regression, perceptron, k-NN | 100 scaled singular vectors | | the same; fewer or unscaled ones in the grid |
 # | thinning | 0.9 / 0.1, seed 0 | | 0.9 / 0.1, several seeds |
-# | how scDiff denoises | not said | not in the repository | one call at step 0, the whole cell as context, no labels; others under X-2 |
+# | how scDiff denoises | not said | not in the repository | one call at step 0, the whole cell as context, no labels; others under X-20 |
 # | labels in denoising | not said | class conditions off for denoising | none |
 # | tuning of denoisers | none | | by the same score on a second dealing of the training part |
 # | controls | none shown | | no denoising, perfect, and zeros |

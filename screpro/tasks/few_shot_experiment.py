@@ -227,7 +227,7 @@ def _add(run: Run, unit: dict, variant: str, test: Cells, predicted: np.ndarray,
 
 def _items(protocol: Protocol, method: str, k: int) -> Mapping[str, str]:
     if method == "scdiff_text_shuffled":
-        return dict.fromkeys(FIGURES, "X-1")
+        return dict.fromkeys(FIGURES, "X-9")
     return FIGURES if k == protocol.n_targets else CURVES
 
 
@@ -242,7 +242,7 @@ def _score_scdiff(run, labelled, part, protocol, networks, method, split, seed) 
         answer = classify(model, test, labels, targets, protocol.base, seed=seed)
         _add(run, unit, variant, test, answer.searched, _items(protocol, method, k))
         if len(labelled.batches) > 1:
-            extra = dict.fromkeys(FIGURES, "X-2")
+            extra = dict.fromkeys(FIGURES, "X-10")
             _add(run, unit, f"{variant}, batch given", test, answer.batch_given, extra)
     k = min(protocol.n_targets, len(part.targets))
     variant = setting(0, k)
@@ -250,7 +250,7 @@ def _score_scdiff(run, labelled, part, protocol, networks, method, split, seed) 
         targets = part.targets[:k]
         _, test = _cells(labelled, protocol, targets, 1, split)
         answer = classify(networks(method, seed), test, None, targets, protocol.base, seed=seed)
-        _add(run, unit, variant, test, answer.searched, dict.fromkeys(FIGURES, "X-3"))
+        _add(run, unit, variant, test, answer.searched, dict.fromkeys(FIGURES, "X-11"))
 
 
 def _score_baseline(run, labelled, part, protocol, majority, method, split, seed) -> None:

@@ -138,7 +138,7 @@ def compare_denoisers(
 
 
 def study_denoiser(run: Run, model: ScDiff, parts: Molecules, *, unit: Mapping[str, Any]) -> dict[str, float]:
-    """`mcv_mse` of one trained scDiff under other readings, by name; also added to `run` (X-2).
+    """`mcv_mse` of one trained scDiff under other readings, by name; also added to `run` (X-20).
 
     Readings: one call at each of `STEPS` with and without the cell as context; ten draws at t = 0; cells sampled with
     the whole cell as context (DDIM, 20 steps); and the answer at t = 0 left as it is, without the rescaling to 10 000
@@ -161,7 +161,7 @@ def study_denoiser(run: Run, model: ScDiff, parts: Molecules, *, unit: Mapping[s
     for name, value in scores.items():
         run.add(
             **unit,
-            item="X-2",
+            item="X-20",
             metric="mcv_mse",
             metric_variant=name,
             n_real=parts.train.shape[0],

@@ -108,7 +108,7 @@ def test_rows_of_the_denoising_task(denoised):
     assert set(rows["method"]) == set(QUICK) and np.isfinite(rows["value"]).all()
     assert rows.loc[rows["method"] == "gene_mean", "seed"].isna().all()
     assert set(rows.loc[rows["method"] == "scdiff", "seed"]) == {0}
-    study = rows[rows["item"] == "X-2"].set_index("metric_variant")["value"]
+    study = rows[rows["item"] == "X-20"].set_index("metric_variant")["value"]
     assert len(study) == 2 * len(STEPS) + 3
     assert study["t = 0, context"] == value(rows, "scdiff")  # the main row is one of the readings
     assert not any((run.folder / "checkpoints").glob("*")) if (run.folder / "checkpoints").exists() else True
