@@ -57,7 +57,7 @@ ontology: str | None = None  # path to cl.obo or cl-full.json; None takes the de
 # %% [markdown]
 # ## What the paper says
 #
-# (tbl-scdiff-6)=
+# (tbl-scdiff-6-few-shot)=
 # **Table 6** lists what is pre-trained on. Types with at least as many cells as the threshold are *majority* types;
 # the largest of the others are the targets.
 #

@@ -1,0 +1,159 @@
+"""Gene perturbation: cells, scores of known predictions, scDiff on a planted effect, bookkeeping of the experiment."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+from screpro import records
+from screpro.data.gene_graph import GeneGraph
+from screpro.errors import ScreproError
+from screpro.tasks import gene_perturbation_experiment as experiment
+from screpro.tasks.gene_perturbation import (
+    PRESETS,
+    PerturbedCells,
+    halves,
+    perturbed_cells,
+    predict_scdiff,
+    scdiff_grid,
+    score,
+    train_scdiff,
+)
+
+GENES = tuple("abcdefgh")
+G = 30
+
+
+def graph():
+    """Two modules of four genes."""
+    same = np.kron(np.eye(2), np.ones((4, 4))) - np.eye(8)
+    return GeneGraph(GENES, sp.csr_matrix(same.astype(np.float32)), "two modules")
+
+
+def cells(n=30, names=GENES):
+    """Genes of a module raise the same ten genes by 2."""
+    rng = np.random.default_rng(0)
+    label = np.repeat(np.arange(len(names) + 1), n)
+    x = np.abs(1 + 0.3 * rng.normal(size=(len(label), G)))
+    for number in range(1, len(names) + 1):
+        first = 0 if GENES.index(names[number - 1]) < 4 else 10
+        x[label == number, first : first + 10] += 2
+    return PerturbedCells(
+        sp.csr_matrix(x.astype(np.float32)), label, ("control", *names), tuple(f"m{g}" for g in range(G)), graph()
+    )
+
+
+def table(names, n=25):
+    labels = np.repeat(names, n)
+    obs = pd.DataFrame({"perturbation": labels}, index=[str(i) for i in range(len(labels))])
+    return AnnData(sp.csr_matrix(np.random.default_rng(0).random((len(labels), G)).astype(np.float32)), obs=obs)
+
+
+def test_cells_are_chosen_and_numbered():
+    adata = table(["control", "b", "a+b", "zz", "a"])
+    made = perturbed_cells(adata, graph(), at_most=20, control_at_most=22)
+    assert made.names == ("control", "a", "a+b", "b")  # zz is not in the graph
+    assert np.bincount(made.label).tolist() == [22, 20, 20, 20]
+    np.testing.assert_array_equal(made.incidence.toarray()[:, :3], [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(made.numbers(["b", "a+b"]), [3, 2])
+    own = adata.X[(adata.obs["perturbation"] == "b").to_numpy()].toarray()
+    assert all((own == row).all(axis=1).any() for row in made.of(3).toarray())
+    np.testing.assert_allclose(made.means()[3], made.of(3).toarray().mean(axis=0), rtol=1e-5)
+
+
+def test_bad_cells_are_refused():
+    with pytest.raises(ScreproError, match="control"):
+        perturbed_cells(table(["a", "b"]), graph())
+    with pytest.raises(ScreproError, match="in the gene graph"):
+        perturbed_cells(table(["control", "zz"]), graph())
+    adata = table(["control", "a"])
+    del adata.obs["perturbation"]
+    with pytest.raises(ScreproError, match="column"):
+        perturbed_cells(adata, graph())
+    with pytest.raises(ScreproError, match="by its name"):
+        cells().numbers(["nobody"])
+    with pytest.raises(ScreproError, match="context"):
+        train_scdiff(cells(), replace(PRESETS["ci"], context="other"), seed=0)
+
+
+def test_control_halves_are_disjoint():
+    made = cells()
+    own, other = halves(made, 1 / 3, seed=0)
+    assert len(own) == 20 and len(other) == 10 and not set(own) & set(other)
+    assert (made.label[np.concatenate([own, other])] == 0).all()
+
+
+def test_scores_of_known_predictions():
+    made = cells()
+    truth, control = made.of(1), made.of(0)
+    mean, base = (np.asarray(part.mean(axis=0)).ravel() for part in (truth, control))
+    perfect = score(mean, truth, control)
+    assert perfect["delta_pearson"] == pytest.approx(1)
+    assert perfect["mse_top20_de"] == pytest.approx(0, abs=1e-8)
+    half = score(base + (mean - base) / 2, truth, control)
+    assert half["delta_pearson"] == pytest.approx(1) and half["change_size_ratio"] == pytest.approx(0.5, abs=1e-3)
+    assert np.isnan(score(base, truth, control)["delta_pearson"])
+
+
+def protocol(**changes):
+    base = replace(PRESETS["ci"], width=16, depth=2, epochs=25, sampler_steps=5, learning_rate=3e-3)
+    grids = {"gears": [{"epochs": 2, "hidden": 4, "batch_size": 64}]}
+    return experiment.Protocol("drawn", [0], [0], base, False, grids=grids)._replace(**changes)
+
+
+def test_parts_do_not_leak():
+    made = cells()
+    for validation in (False, True):
+        own = experiment.parts(made, protocol(), 0, validation=validation)
+        trained = set(own.train.label) - {0}
+        assert not trained & set(own.held_out) and set(own.test.label) == set(own.held_out)
+        assert (own.other_control.label == 0).all()
+        if validation:
+            test = experiment.parts(made, protocol(), 0)
+            assert not (trained | set(own.held_out)) & set(test.held_out)
+
+
+@pytest.mark.parametrize("context", ["own", "control"])
+def test_scdiff_predicts_an_unseen_gene_of_a_known_module(context):
+    made = cells()
+    train = made.take(~np.isin(made.label, [2, 6]))
+    settings = replace(protocol().base, context=context)
+    trained = train_scdiff(train, settings, seed=0, threads=1)
+    predicted = predict_scdiff(trained, train, [2, 6], settings, seed=0)
+    change = predicted - made.means()[0]
+    assert change[0, :10].mean() > change[0, 10:20].mean() + 0.2
+    assert change[1, 10:20].mean() > change[1, :10].mean() + 0.2
+
+
+def test_variants_of_the_score():
+    made = cells()
+    own = experiment.parts(made, protocol(), 0)
+    mean = np.nanmean(own.train.means()[1:], axis=0)
+    found = experiment.scores(np.stack([mean] * len(own.held_out)), own)
+    assert ("delta_pearson", "beyond the mean effect") not in found  # the mean effect has nothing beyond itself
+    assert found["delta_pearson", "held-out control"] == pytest.approx(found["delta_pearson", ""], abs=0.1)
+    assert ("delta_pearson", "unseen_single") not in found  # a single kind is the score itself
+    perfect = experiment.scores(own.test.means()[own.held_out], own)
+    assert perfect["delta_pearson", "beyond the mean effect"] == pytest.approx(1)
+
+
+def test_experiment_adds_its_rows_once():
+    run = records.start("scdiff/gene_perturbation", tier="ci")
+    short = protocol()
+    short = short._replace(base=replace(short.base, epochs=1), tune=True, study=["X-12", "X-13"])
+    methods = ["scdiff", "linear", "mean_effect", "no_change"]
+    made = cells(n=12)
+    experiment.compare_methods(run, made, short, methods)
+    rows = run.frame()
+    main = rows[(rows["metric_variant"] == "") & (rows["item"] == "Table 7")]
+    scored = main[main["metric"] == "delta_pearson"]["method"].tolist()
+    assert scored == ["scdiff", "linear", "mean_effect", experiment.CEILING]  # no change has no correlation
+    assert set(main[main["metric"] == "mse_top20_de"]["method"]) == {*methods, experiment.CEILING}
+    assert set(rows.loc[rows["item"] == "X-12", "method"]) == {"scdiff", "linear"}
+    assert set(rows.loc[rows["item"] == "X-13", "method"]) == {"scdiff"}
+    assert (rows["item"] == "tuning").sum() == len(scdiff_grid(short.base)) + 5
+    experiment.compare_methods(run, made, short, methods)
+    assert len(run.frame()) == len(rows)
