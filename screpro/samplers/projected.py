@@ -7,8 +7,8 @@ table E, as y_t = E' x_t, and its head is linear too, x_0 = W h + w. So
 
 is the same chain in D instead of G dimensions: the noise is drawn in D dimensions from its own covariance, and genes
 are formed once, from the last h. It is the same distribution, not an approximation; a step costs D^2 instead of 2 G D
-multiplications and D instead of G random numbers per cell. Whatever is not linear, as keeping predicted cells
-non-negative, needs the chain on genes (``ddpm.ancestral``, ``ddim.ddim``).
+multiplications and D instead of G random numbers per cell. Where predicted cells are kept non-negative, x_0 has to be
+formed in every step, x_0 = max(W h + w, 0); the noise still never is.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,20 +52,28 @@ def ddim_steps(schedule: Schedule, steps: int) -> list[Step]:
 
 
 class Projection:
-    """What the chain needs of the gene table E (G, D) and the head x_0 = W h + w.
+    """What the chain needs of the gene table E (G, D) and the head x_0 = W h + w, clamped at 0 if `nonnegative`.
 
     Attributes
     ----------
     root
         (r, D) with root' root = E'E, r = min(G, D), so that z root is E'eps for standard normal z (r,).
-    through, offset
-        (D, D) with h @ through = E'W h, and E'w (D,).
     """
 
-    def __init__(self, table: Tensor, head: nn.Linear):
+    def __init__(self, table: Tensor, head: nn.Linear, *, nonnegative: bool = False):
+        self.table, self.head, self.nonnegative = table, head, nonnegative
         self.root = torch.linalg.qr(table.double(), mode="r").R.float()
-        self.through = head.weight.T @ table
-        self.offset = head.bias @ table
+        self._through = head.weight.T @ table  # (D, D), h @ through = E'W h
+        self._offset = head.bias @ table  # (D,), E'w
+
+    def cells(self, h: Tensor) -> Tensor:
+        """x_0 (n, G) of h (n, D)."""
+        x0 = self.head(h)
+        return x0.clamp(min=0) if self.nonnegative else x0
+
+    def back(self, h: Tensor) -> Tensor:
+        """E'x_0 (n, D) of h (n, D); without a clamp no cell is formed."""
+        return self.cells(h) @ self.table if self.nonnegative else h @ self._through + self._offset
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """E'eps of n cells, (n, D)."""
@@ -82,7 +90,7 @@ def projected(
     noise: Callable[[], Tensor],
     title: str = "sampling",
 ) -> Tensor:
-    """The network's h (n, D) at the end of the chain; the head turns it into cells.
+    """The network's h (n, D) at the end of the chain; ``projection.cells`` turns it into cells.
 
     Parameters
     ----------
@@ -104,7 +112,7 @@ def projected(
         h = answer(y, torch.full((n,), step.t, device=y.device))
         if step is steps[-1]:
             break
-        y = step.x0 * (h @ projection.through + projection.offset) + step.xt * y
+        y = step.x0 * projection.back(h) + step.xt * y
         if step.noise:
             y += step.noise * noise()
     return h

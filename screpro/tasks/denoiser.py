@@ -15,9 +15,7 @@ from screpro.errors import ScreproError
 from screpro.losses import DenoisingLoss
 from screpro.models.scdiff import ScDiff, ScDiffConfig, time_embedding
 from screpro.processes.gaussian import scaled_linear
-from screpro.samplers.ddim import ddim
-from screpro.samplers.ddpm import Denoiser, ancestral
-from screpro.samplers.projected import Projection, ancestral_steps, ddim_steps, projected
+from screpro.samplers.projected import Projection, Step, ancestral_steps, ddim_steps, projected
 from screpro.training import Fit, TrainConfig, fit
 
 __all__ = ["SAMPLERS", "DenoiserSettings", "Trained", "build", "generate", "train"]
@@ -109,7 +107,8 @@ def generate(
 ) -> np.ndarray:
     """Draw one cell for each row of `context`, (n, G) log-normalised expression.
 
-    All cells of a chunk take each step together, and condition tokens are computed once for all steps.
+    All cells of a chunk take each step together, condition tokens are computed once for all steps, and the chain runs
+    in the dimensions that the network sees, with the same distribution (``samplers.projected``).
 
     Parameters
     ----------
@@ -120,8 +119,7 @@ def generate(
     sampler
         One of `SAMPLERS`; `steps` belongs to ``"ddim"``.
     nonnegative
-        Clamp the predicted cell at zero in every step (the authors' choice for perturbations). Without it the chain
-        runs in D dimensions, with the same distribution (``samplers.projected``).
+        Clamp the predicted cell at zero in every step (the authors' choice for perturbations).
     seed
         Of the noise.
     chunk
@@ -143,7 +141,12 @@ def generate(
     device = model.head.weight.device
     schedule = scaled_linear().to(device)
     generator = torch.Generator(device=device).manual_seed(seed)
-    projection = Projection(model.embedder.table, model.head)
+    projection = Projection(model.embedder.table, model.head, nonnegative=nonnegative)
+    path = {
+        "one call": [Step(schedule.steps - 1, 1.0, 0.0, 0.0)],
+        "ddim": ddim_steps(schedule, steps),
+        "ancestral": ancestral_steps(schedule),
+    }[sampler]
     out = np.empty((n, n_genes), dtype=np.float32)
     for first in range(0, n, chunk):
         rows = slice(first, min(first + chunk, n))
@@ -151,23 +154,9 @@ def generate(
         own = {name: torch.as_tensor(values[rows], device=device).long() for name, values in labels.items()}
         own_batch = own.pop("batch", None)
         answer = _answer(model, model.condition_tokens(visible, own), own_batch)
-        size = len(visible)
-        if sampler == "one call":
-            last = torch.full((size,), schedule.steps - 1, device=device)
-            x = model.head(answer(projection.noise(size, generator), last))
-            x = x.clamp(min=0) if nonnegative else x
-        elif nonnegative:  # clamping is the one thing that has to happen gene by gene
-            denoise = _on_genes(model, answer)
-            given = {"schedule": schedule, "generator": generator, "nonnegative": True}
-            if sampler == "ddim":
-                x = ddim(denoise, (size, n_genes), **given, steps=steps)
-            else:
-                x = ancestral(denoise, (size, n_genes), **given)
-        else:
-            path = ddim_steps(schedule, steps) if sampler == "ddim" else ancestral_steps(schedule)
-            draw = partial(projection.noise, size, generator)
-            x = model.head(projected(answer, projection, path, n=size, noise=draw))
-        out[rows] = x.cpu().numpy()
+        draw = partial(projection.noise, len(visible), generator)
+        h = projected(answer, projection, path, n=len(visible), noise=draw)
+        out[rows] = projection.cells(h).cpu().numpy()
     return out
 
 
@@ -179,7 +168,3 @@ def _answer(model: ScDiff, tokens: list, batch: Tensor | None) -> Callable[[Tens
         return model.with_batch(model.encode(h, tokens), batch)
 
     return answer
-
-
-def _on_genes(model: ScDiff, answer: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
-    return lambda x_t, t: model.head(answer(x_t @ model.embedder.table, t))

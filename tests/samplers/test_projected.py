@@ -48,11 +48,12 @@ def between(model, context, labels, batch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("nonnegative", [False, True])
 @pytest.mark.parametrize("kind", ["ancestral", "ddim"])
-def test_the_same_noise_gives_the_same_cells(setup, kind):
+def test_the_same_noise_gives_the_same_cells(setup, kind, nonnegative):
     model, n_genes, schedule = setup[0], setup[1].shape[1], short()
     generator = torch.Generator().manual_seed(3)
-    shared = {"schedule": schedule, "generator": generator}
+    shared = {"schedule": schedule, "generator": generator, "nonnegative": nonnegative}
     dense = on_genes(*setup)
     whole = (
         ancestral(dense, (B, n_genes), **shared)
@@ -60,11 +61,11 @@ def test_the_same_noise_gives_the_same_cells(setup, kind):
         else ddim(dense, (B, n_genes), **shared, steps=6)
     )
     generator.manual_seed(3)
-    projection = Projection(model.embedder.table, model.head)
+    projection = Projection(model.embedder.table, model.head, nonnegative=nonnegative)
     steps = ancestral_steps(schedule) if kind == "ancestral" else ddim_steps(schedule, 6)
     noise = lambda: torch.randn(B, n_genes, generator=generator) @ model.embedder.table  # noqa: E731
     h = projected(between(*setup), projection, steps, n=B, noise=noise)
-    torch.testing.assert_close(model.head(h), whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(projection.cells(h), whole, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ import torch
 from screpro.errors import ScreproError
 from screpro.processes.gaussian import scaled_linear
 from screpro.samplers.ddim import ddim
+from screpro.samplers.ddpm import ancestral
+from screpro.samplers.projected import Projection
 from screpro.tasks.denoiser import SAMPLERS, DenoiserSettings, build, generate
 
 SMALL = DenoiserSettings(width=8, depth=2, heads=2)
@@ -26,7 +28,10 @@ def given():
 
 
 @torch.no_grad()
-def test_ddim_with_tokens_computed_once_is_ddim_with_the_network(model, given):
+@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+def test_cells_are_those_of_the_chain_on_genes(model, given, monkeypatch, sampler, nonnegative):
+    """With the noise drawn gene by gene, the same cells as the plain samplers called with the network itself."""
     context, labels, batch = given
     visible = torch.as_tensor(context.toarray())
     tensors = {name: torch.as_tensor(v) for name, v in labels.items()}
@@ -34,10 +39,20 @@ def test_ddim_with_tokens_computed_once_is_ddim_with_the_network(model, given):
     def denoise(x, t):
         return model(x, t, context=visible, conditions=tensors, batch=torch.as_tensor(batch))
 
-    generator = torch.Generator().manual_seed(5)
-    expected = ddim(denoise, (7, 11), schedule=scaled_linear(), generator=generator, steps=9, nonnegative=True)
-    ours = generate(model, context, conditions=labels, batch=batch, steps=9, nonnegative=True, seed=5)
-    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-5)
+    shared = {"schedule": scaled_linear(), "generator": torch.Generator().manual_seed(5), "nonnegative": nonnegative}
+    if sampler == "ddim":
+        expected = ddim(denoise, (7, 11), **shared, steps=9)
+    else:
+        expected = ancestral(denoise, (7, 11), **shared)
+
+    def on_genes(projection, n, generator):
+        return torch.randn(n, 11, generator=generator) @ projection.table
+
+    monkeypatch.setattr(Projection, "noise", on_genes)
+    ours = generate(
+        model, context, conditions=labels, batch=batch, sampler=sampler, steps=9, nonnegative=nonnegative, seed=5
+    )
+    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-3 if sampler == "ancestral" else 1e-4)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
