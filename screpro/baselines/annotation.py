@@ -8,15 +8,13 @@ Labels live in one code space 0..K-1 for training and test cells. Types that tra
 predicted and have score 0; types that only training has are allowed answers.
 """
 
-import inspect
 from collections.abc import Callable
-from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from screpro.baselines.common import Prediction
+from screpro.baselines.registry import contained, entry_of, method_of
 from screpro.errors import ScreproError
 from screpro.tasks.cells import Cells
 
@@ -67,13 +65,9 @@ def run(
     ScreproError
         Unknown method or option, package not installed, no cells, other genes, codes out of range.
     """
-    return _baseline(name).fit_predict(train, test, n_types=n_types, seed=seed, threads=threads, **(options or {}))
-
-
-def _baseline(name: str) -> Baseline:
-    if name not in BASELINES:
-        raise ScreproError("A baseline is named by its key.", got=name, fix=f"choose one of {', '.join(BASELINES)}")
-    return BASELINES[name]
+    return entry_of(BASELINES, name).fit_predict(
+        train, test, n_types=n_types, seed=seed, threads=threads, **(options or {})
+    )
 
 
 def _guarded(name: str, where: str, *, needs: str | None) -> Callable[..., Prediction]:
@@ -81,42 +75,22 @@ def _guarded(name: str, where: str, *, needs: str | None) -> Callable[..., Predi
 
     The module is imported at the first call, so that listing the baselines costs nothing.
     """
-    module, _, function = where.partition(":")
+    fixed = ("train", "test", "n_types", "seed", "threads")
 
     def fit_predict(
         train: Cells, test: Cells, *, n_types: int, seed: int, threads: int = 1, **options: Any
     ) -> Prediction:
-        method = getattr(import_module(f"screpro.baselines.{module}"), function)
-        _check_options(name, method, options)
+        method = method_of(name, where, options, fixed=fixed)
         _check_cells(train, test, n_types)
         only = np.unique(train.cell_type)
         if len(only) == 1:  # nothing to tell apart: most of the packages refuse to be trained
             scores = np.zeros((test.x.shape[0], n_types))
             scores[:, only] = 1.0
             return Prediction(labels=np.full(len(scores), only[0], dtype=np.int64), scores=scores)
-        try:
-            with _limited(threads):
-                return method(train, test, n_types=n_types, seed=seed, threads=threads, **options)
-        except ModuleNotFoundError as error:
-            if needs is None or (error.name or "").startswith("screpro"):
-                raise
-            raise ScreproError(
-                f"The baseline {name} runs a package that comes with the extra `{needs}`.",
-                got=f"no module named {error.name}",
-                fix=f"pip install 'screpro[{needs}]'",
-            ) from error
+        with contained(name, threads=threads, needs=needs):
+            return method(train, test, n_types=n_types, seed=seed, threads=threads, **options)
 
     return fit_predict
-
-
-def _check_options(name: str, method: Callable, options: dict[str, Any]) -> None:
-    fixed = {"train", "test", "n_types", "seed", "threads"}
-    known = [option for option in inspect.signature(method).parameters if option not in fixed]
-    for option in options:
-        if option not in known:
-            raise ScreproError(
-                f"The options of {name} are {', '.join(known) or 'none'}.", got=option, fix="use one of these names"
-            )
 
 
 def _check_cells(train: Cells, test: Cells, n_types: int) -> None:
@@ -135,14 +109,6 @@ def _check_cells(train: Cells, test: Cells, n_types: int) -> None:
             got=f"codes {train.cell_type.min()} to {train.cell_type.max()} in training",
             fix="pass the size of the shared code space and drop unlabelled cells",
         )
-
-
-@contextmanager
-def _limited(threads: int):
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(threads):
-        yield
 
 
 def entry(

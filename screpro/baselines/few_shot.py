@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from screpro.baselines import annotation
 from screpro.baselines.common import Prediction
-from screpro.errors import ScreproError
+from screpro.baselines.registry import entry_of
 from screpro.tasks.cells import Cells
 
 __all__ = ["FEW_SHOT", "FewShotBaseline", "Majority", "ceiling", "run"]
@@ -55,9 +55,7 @@ def run(
     ScreproError
         Unknown method, or the package of CellTypist is missing.
     """
-    if name not in FEW_SHOT:
-        raise ScreproError("A few-shot baseline has a name.", got=name, fix=f"choose one of {', '.join(FEW_SHOT)}")
-    return FEW_SHOT[name].predict(shots, majority, test, n_types=n_types, seed=seed, threads=threads)
+    return entry_of(FEW_SHOT, name).predict(shots, majority, test, n_types=n_types, seed=seed, threads=threads)
 
 
 def ceiling(cells: Cells, scored: np.ndarray, *, seed: int, folds: int = 5) -> np.ndarray:

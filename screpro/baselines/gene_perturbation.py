@@ -4,13 +4,12 @@
 The first setting of a grid is the published default (``{}``).
 """
 
-import inspect
 from collections.abc import Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from screpro.baselines.registry import contained, entry_of, method_of
 from screpro.errors import ScreproError
 
 if TYPE_CHECKING:
@@ -91,25 +90,12 @@ def run(
         Unknown method, option or perturbation, no control or no perturbed cells, or a perturbation to predict that
         is among the training cells.
     """
-    if name not in BASELINES:
-        raise ScreproError("A baseline is named by its key.", got=name, fix=f"choose one of {', '.join(BASELINES)}")
-    module, _, function = BASELINES[name].where.partition(":")
-    method = getattr(import_module(f"screpro.baselines.{module}"), function)
-    known = [option for option in inspect.signature(method).parameters if option not in _FIXED]
-    for option in options or {}:
-        if option not in known:
-            raise ScreproError(
-                f"The options of {name} are {', '.join(known) or 'none'}.", got=option, fix="use one of these names"
-            )
+    options = options or {}
+    method = method_of(name, entry_of(BASELINES, name).where, options, fixed=("train", "predict", "seed", "threads"))
     predict = np.asarray(predict, dtype=np.int64)
     _check(train, predict)
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(threads):
-        return method(train, predict=predict, seed=seed, threads=threads, **(options or {}))
-
-
-_FIXED = ("train", "predict", "seed", "threads")
+    with contained(name, threads=threads):
+        return method(train, predict=predict, seed=seed, threads=threads, **options)
 
 
 def _check(train: "PerturbedCells", predict: np.ndarray) -> None:

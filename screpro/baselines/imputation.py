@@ -9,14 +9,12 @@ normalising, as scDiff does, hands in the totals from before: then all methods k
 scDiff does.
 """
 
-import inspect
-from collections.abc import Callable
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
 
+from screpro.baselines.registry import contained, entry_of, method_of
 from screpro.errors import ScreproError
 
 __all__ = ["IMPUTERS", "Imputer", "run"]
@@ -73,42 +71,17 @@ def run(
         Unknown method or option, package not installed, not counts, a cell without counts, fewer than three cells, or
         sizes that do not fit.
     """
-    if name not in IMPUTERS:
-        raise ScreproError("A baseline is named by its key.", got=name, fix=f"choose one of {', '.join(IMPUTERS)}")
-    imputer, options = IMPUTERS[name], options or {}
-    module, _, function = imputer.where.partition(":")
-    method = getattr(import_module(f"screpro.baselines.{module}"), function)
-    _check_options(name, method, options)
+    imputer, options = entry_of(IMPUTERS, name), options or {}
+    method = method_of(name, imputer.where, options, fixed=("counts", "size", "seed", "threads"))
     counts, size = _checked(counts, size)
     genes = np.flatnonzero(counts.getnnz(axis=0) > 0)
-    try:
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(threads):
-            found = method(counts[:, genes], size=size, seed=seed, threads=threads, **options)
-    except ModuleNotFoundError as error:
-        if imputer.needs is None or (error.name or "").startswith("screpro"):
-            raise
-        raise ScreproError(
-            f"The baseline {name} runs a package that comes with the extra `{imputer.needs}`.",
-            got=f"no module named {error.name}",
-            fix=f"pip install 'screpro[{imputer.needs}]'",
-        ) from error
+    with contained(name, threads=threads, needs=imputer.needs):
+        found = method(counts[:, genes], size=size, seed=seed, threads=threads, **options)
     if len(genes) == counts.shape[1]:
         return np.asarray(found, dtype=np.float32)
     out = np.zeros(counts.shape, dtype=np.float32)
     out[:, genes] = found
     return out
-
-
-def _check_options(name: str, method: Callable, options: dict[str, Any]) -> None:
-    fixed = {"counts", "size", "seed", "threads"}
-    known = [option for option in inspect.signature(method).parameters if option not in fixed]
-    for option in options:
-        if option not in known:
-            raise ScreproError(
-                f"The options of {name} are {', '.join(known) or 'none'}.", got=option, fix="use one of these names"
-            )
 
 
 def _checked(counts: sparse.csr_matrix, size: np.ndarray | None) -> tuple[sparse.csr_matrix, np.ndarray]:

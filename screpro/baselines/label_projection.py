@@ -15,7 +15,7 @@ import numpy as np
 from screpro.baselines import annotation
 from screpro.baselines.annotation import Baseline
 from screpro.baselines.common import Prediction, from_scores, quiet
-from screpro.errors import ScreproError
+from screpro.baselines.registry import entry_of
 from screpro.tasks.cells import Cells
 
 __all__ = ["BASELINES", "CONTROLS", "knn", "logistic_regression", "mlp", "random_labels", "run", "true_labels"]
@@ -43,9 +43,9 @@ def run(
     ScreproError
         Unknown method or option, package not installed, no cells, other genes, codes out of range.
     """
-    if name not in BASELINES:
-        raise ScreproError("A baseline is named by its key.", got=name, fix=f"choose one of {', '.join(BASELINES)}")
-    return BASELINES[name].fit_predict(train, test, n_types=n_types, seed=seed, threads=threads, **(options or {}))
+    return entry_of(BASELINES, name).fit_predict(
+        train, test, n_types=n_types, seed=seed, threads=threads, **(options or {})
+    )
 
 
 def logistic_regression(

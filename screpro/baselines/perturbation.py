@@ -6,12 +6,11 @@ is the published default (``{}``); which one is used is decided on another held-
 method (``screpro.tasks.perturbation_experiment``).
 """
 
-import inspect
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from screpro.baselines.registry import contained, entry_of, method_of
 from screpro.errors import ScreproError
 
 if TYPE_CHECKING:
@@ -69,22 +68,10 @@ def run(
         Unknown method or option, stimulated cells of the type among the training cells, no control cells of it, or
         no other type with cells in both states.
     """
-    if name not in BASELINES:
-        raise ScreproError("A baseline is named by its key.", got=name, fix=f"choose one of {', '.join(BASELINES)}")
-    module, _, function = BASELINES[name].where.partition(":")
-    method = getattr(import_module(f"screpro.baselines.{module}"), function)
     options = options or {}
-    fixed = {"train", "held_out", "seed", "threads"}
-    known = [option for option in inspect.signature(method).parameters if option not in fixed]
-    for option in options:
-        if option not in known:
-            raise ScreproError(
-                f"The options of {name} are {', '.join(known) or 'none'}.", got=option, fix="use one of these names"
-            )
+    method = method_of(name, entry_of(BASELINES, name).where, options, fixed=("train", "held_out", "seed", "threads"))
     _check_cells(train, held_out)
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(threads):
+    with contained(name, threads=threads):
         predicted = method(train, held_out=held_out, seed=seed, threads=threads, **options)
     return np.asarray(predicted, dtype=np.float32)
 
