@@ -252,10 +252,7 @@ if tier != "ci":
 impute_variants(run, cells.counts, holes, for_holes)
 
 # %% tags=["hide-input"]
-live, recorded = run.frame(), records.load_results("scdiff", "ablations")
-# a recorded run of the same data set and tier is the same measurement: it is shown once
-known = set(recorded.loc[recorded["tier"] == tier, "dataset"])
-rows = pd.concat([recorded, live[~live["dataset"].isin(known)]], ignore_index=True)
+rows = run.with_recorded()
 plain = rows[rows["metric_variant"] == ""]
 
 # %% [markdown]

@@ -221,10 +221,7 @@ trained = {(first_split, first_seed): annotator}
 compare_methods(run, labelled, protocol, methods or METHODS, trained=trained)
 
 # %% tags=["hide-input"]
-live, recorded = run.frame(), records.load_results("scdiff", "annotation")
-# a recorded run of the same data set and tier is the same measurement: it is shown once
-known = set(recorded.loc[recorded["tier"] == tier, "dataset"])
-rows = pd.concat([recorded, live[~live["dataset"].isin(known)]], ignore_index=True)
+rows = run.with_recorded()
 main = rows[(rows["metric_variant"] == "") & ~rows["split"].str.contains("validation")]
 
 # %% [markdown]

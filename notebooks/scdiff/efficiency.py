@@ -275,10 +275,7 @@ if tier != "ci":
                     n_genes=n_genes, value=peak, unit="MiB", direction="lower")  # fmt: skip
 
 # %% tags=["hide-input"]
-live, recorded = run.frame(), records.load_results("scdiff", "efficiency")
-# a recorded run of the same data set and tier is the same measurement: it is shown once
-known = set(recorded.loc[recorded["tier"] == tier, "dataset"])
-rows = pd.concat([recorded, live[~live["dataset"].isin(known)]], ignore_index=True)
+rows = run.with_recorded()
 timed = rows[rows["metric"] == "seconds_per_epoch"]
 
 

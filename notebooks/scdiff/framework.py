@@ -510,10 +510,7 @@ compare_annotation(run, labelled, protocol, chosen, trained=networks)
 compare_imputation(run, labelled, protocol, chosen)
 
 # %% tags=["hide-input"]
-live, recorded = run.frame(), records.load_results("scdiff", "framework")
-# a recorded run of the same data set and tier is the same measurement: it is shown once
-known = set(recorded.loc[recorded["tier"] == tier, "dataset"])
-rows = pd.concat([recorded, live[~live["dataset"].isin(known)]], ignore_index=True)
+rows = run.with_recorded()
 main = rows[(rows["metric_variant"] == "") & ~rows["split"].str.contains("validation")]
 
 

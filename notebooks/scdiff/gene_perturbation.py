@@ -267,10 +267,7 @@ legend = figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside
 compare_methods(run, cells, protocol, methods or METHODS, trained={(first_split, first_seed): trained})
 
 # %% tags=["hide-input"]
-live, recorded = run.frame(), records.load_results("scdiff", "gene_perturbation")
-# a recorded run of the same data set and tier is the same measurement: it is shown once
-known = set(recorded.loc[recorded["tier"] == tier, "dataset"])
-rows = pd.concat([recorded, live[~live["dataset"].isin(known)]], ignore_index=True)
+rows = run.with_recorded()
 main = rows[(rows["metric_variant"] == "") & ~rows["split"].str.contains("validation")]
 
 # %% [markdown]

@@ -287,10 +287,7 @@ trained = {(first_split, first_seed): imputer}
 compare_methods(run, counts, protocol, run_methods, types=types, trained=trained)
 
 # %% tags=["hide-input"]
-live, recorded = run.frame(), records.load_results("scdiff", "imputation")
-# a recorded run of the same data set and tier is the same measurement: it is shown once
-known = set(recorded.loc[recorded["tier"] == tier, "dataset"])
-rows = pd.concat([recorded, live[~live["dataset"].isin(known)]], ignore_index=True)
+rows = run.with_recorded()
 rows = rows[rows["dataset"] != "synthetic"]  # simulated cells have a section of their own
 main = rows[(rows["metric_variant"] == "") & ~rows["split"].str.contains("validation")]
 

@@ -337,10 +337,7 @@ figure = confusion_figure(counts, labelled.types)
 compare_few_shot(run, labelled, part, protocol, embeddings, methods or tier_methods, trained=trained)
 
 # %% tags=["hide-input"]
-live, recorded = run.frame(), records.load_results("scdiff", "one_shot")
-# a recorded run of the same data set and tier is the same measurement: it is shown once
-known = set(recorded.loc[recorded["tier"] == tier, "dataset"])
-rows = pd.concat([recorded, live[~live["dataset"].isin(known)]], ignore_index=True)
+rows = run.with_recorded()
 label = rows["metric_variant"].str.extract(r"^(\d+) shots?(?:, k = (\d+))?(, batch given)?$")
 rows["n_shot"], rows["n_types"] = pd.to_numeric(label[0]).astype("Int64"), label[1].fillna("5").astype(int)
 plain = rows[rows["n_shot"].notna() & label[2].isna() & (rows["n_shot"] > 0)]
@@ -480,7 +477,7 @@ by_setting(falls, "metric").rename_axis(columns=None) if len(falls) else Markdow
 # Decision rules were written down before any of these runs ([ledger of claims](../../book/ledger.md)).
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-records.verdicts("scdiff", ["S5", "S6", "S7"], rows[live.columns])
+records.verdicts("scdiff", ["S5", "S6", "S7"], rows)
 
 # %% [markdown]
 # ## Where we differ

@@ -213,13 +213,6 @@ if "label_projection" in wanted:
     openproblems.compare_methods(run, annotation_cells(cells), labels, mine, trained=annotators)
 
 # %% tags=["hide-input"]
-def merged() -> pd.DataFrame:
-    """Recorded rows, and those of this run whose data set and tier are not recorded (the same measurement)."""
-    live, recorded = run.frame(), records.load_results("scdiff", "openproblems")
-    known = set(recorded.loc[recorded["tier"] == tier, "dataset"])
-    return pd.concat([recorded, live[~live["dataset"].isin(known)]], ignore_index=True)
-
-
 def table(item, metric, caption, variant="", digits=3):
     return records.side_by_side(
         "scdiff",
@@ -252,7 +245,7 @@ SAME = {  # the paper's own sets, where the registry could obtain them; everythi
     "scdiff_pbmc1k": "PBMC",
     "openproblems_pancreas_indrop1": "Pancreas",
 }
-rows = merged()
+rows = run.with_recorded()
 main = rows[~rows["split"].str.contains("validation") & (rows["item"] == "Table 11")]
 
 # %% [markdown]
@@ -324,7 +317,7 @@ if "denoising" in wanted:
     openproblems_denoising.compare_denoisers(run, counts, molecules, mine, trained=networks)
 
 # %% tags=["hide-input"]
-rows = merged()
+rows = run.with_recorded()
 main = rows[~rows["split"].str.contains("validation") & (rows["item"] == "Table 12")]
 table("Table 12", "mcv_mse", "Mean squared error (lower is better)")
 

@@ -316,10 +316,7 @@ experiment.study_batch(run, perturbed, protocol) if tier != "ci" else None
 alone = experiment.study_throughput(run, predictor, protocol, name=held.name)  # cells per second, one by one
 
 # %% tags=["hide-input"]
-live, recorded = run.frame(), records.load_results("scdiff", "perturbation")
-# a recorded run of the same data set and tier is the same measurement: it is shown once
-known = set(recorded.loc[recorded["tier"] == tier, "dataset"])
-rows = pd.concat([recorded, live[~live["dataset"].isin(known)]], ignore_index=True)
+rows = run.with_recorded()
 main = rows[(rows["metric_variant"] == "") & ~rows["split"].str.contains("validation")]
 
 # %% [markdown]
@@ -409,7 +406,8 @@ if {"scdiff", "scdiff_ddim50", "scdiff_one_call"} <= set(pivot):
 # the processor; measured here, with all 1000 steps:
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-speed = live[(live["metric"] == "cells_per_second") & (live["method"] == "scdiff")]
+speed = run.frame()
+speed = speed[(speed["metric"] == "cells_per_second") & (speed["method"] == "scdiff")]
 at_once = speed.loc[speed["metric_variant"] == "all cells at once", "value"].mean()
 Markdown(
     f"{at_once:.1f} cells per second all at once, {alone:.2f} one after the other: {at_once / alone:.0f} times as fast."

@@ -323,6 +323,20 @@ class Run:
         """All rows so far, kept ones included, as a table."""
         return to_frame(self._rows.values())
 
+    def with_recorded(self) -> "pd.DataFrame":
+        """Rows of this run, after every recorded row of its notebook.
+
+        Where both have a metric of a method on a data set at the same tier, this run's rows stand alone: they are the
+        same measurement, or the one that was asked for with other parameters.
+        """
+        import pandas as pd
+
+        live, recorded = self.frame(), load_results(*self.notebook.split("/"))
+        unit = ["dataset", "tier", "method", "metric"]
+        known = set(live[unit].itertuples(index=False, name=None))
+        again = [each in known for each in recorded[unit].itertuples(index=False, name=None)]
+        return pd.concat([recorded[[not each for each in again]], live], ignore_index=True)
+
     def __repr__(self) -> str:
         return f"Run({self.notebook}, tier={self.tier}, {len(self._rows)} rows)"
 

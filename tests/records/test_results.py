@@ -142,3 +142,28 @@ def test_recorded_rows_count_only_with_their_manifest(tmp_path, monkeypatch, fol
     (tmp_path / "scdiff" / "annotation" / "whole" / "manifest.json").write_text("{}")
     assert len(records.load_results("scdiff")) == len(records.load_results("scdiff", "annotation")) == 1
     assert records.load_results("scldm").empty
+
+
+def test_this_runs_rows_stand_for_recorded_ones_of_the_same_measurement(tmp_path, monkeypatch):
+    """Whoever asks for other parameters sees the answer, not the recorded one; everything else stays visible."""
+    monkeypatch.setattr(results.paths, "root", lambda: tmp_path)
+    unit = {"item": "Table 1", "dataset": "d", "split": 0, "seed": 0, "direction": "higher"}
+    there = tmp_path / "data" / "results" / "scdiff" / "page" / "laptop-d"
+    there.mkdir(parents=True)
+    for tier, folder in (("laptop", "one"), ("ci", "two")):
+        (tmp_path / folder).mkdir()
+        run = results.Run("scdiff/page", tier=tier, folder=tmp_path / folder, run_id=folder)
+        if tier == "laptop":
+            for method in ("a", "b"):
+                run.add(**unit, method=method, metric="f1", value=0.5)
+            results.write_results(there / "results.json", run.frame().to_dict("records"))
+            (there / "manifest.json").write_text("{}")
+    (tmp_path / "three").mkdir()
+    again = results.Run("scdiff/page", tier="laptop", folder=tmp_path / "three", run_id="three")
+    again.add(**unit, method="a", metric="f1", value=0.9)
+    again.add(**unit, method="b", metric="accuracy", value=0.8)
+    seen = again.with_recorded().set_index(["method", "metric"])["value"].to_dict()
+    assert seen == {("b", "f1"): 0.5, ("a", "f1"): 0.9, ("b", "accuracy"): 0.8}
+    light = results.Run("scdiff/page", tier="ci", folder=tmp_path / "two", run_id="two")
+    light.add(**unit, method="a", metric="f1", value=0.1)
+    assert len(light.with_recorded()) == 3
