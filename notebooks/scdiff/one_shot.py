@@ -410,7 +410,8 @@ else:
 # ### What is the gain of text?
 #
 # Paired over draws and seeds: text minus class, and text minus shuffled text (ablation X-9, not in the paper). If the
-# second is not above zero, the meaning of the definitions is not what helps.
+# second is not above zero, the meaning of the definitions is not what helps. The first depends on the fine-tuning rate,
+# which favours one conditioner or the other; it was set to half the pre-training rate, the paper's ratio, beforehand.
 
 # %% tags=["hide-input"]
 def paired(first, second):
