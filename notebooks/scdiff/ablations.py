@@ -168,7 +168,7 @@ run.use_data(name, adata.uns["data_hash"])
 labelled = annotation_cells(log_normalise(adata))
 cells = labelled.cells
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 main_variants = [n for n in VARIANTS if n not in ("clean_input", "no_cross_attention_mlp")]
 tiers = {  # variants for annotation, for imputation, splits, seeds, share held out, epochs of both (None: the preset's)
     "ci": (["scdiff", "decoder_3", "no_cross_attention", "no_diffusion", "clean_input"], ["scdiff", "no_diffusion"], [0], [0], 0.2, (20, 15)),

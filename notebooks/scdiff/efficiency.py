@@ -146,7 +146,7 @@ adata = data.load(dataset, label_key=label_key)
 name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 names = DenoiserSettings.__dataclass_fields__
 small, full = DenoiserSettings(), DenoiserSettings(**{name: getattr(PRESETS["paper"], name) for name in names})
 tiny = replace(small, width=64, depth=2)

@@ -165,7 +165,7 @@ labelled = annotation_cells(log_normalise(adata))
 cells = labelled.cells
 n_genes = len(cells.genes)
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 tiers = {  # seeds, epochs, learning rates to choose from, noise draws of the classifier
     "ci": ([0], 12, [3e-3], 1),
     "laptop": ([0, 1, 2], 30, [3e-4, 1e-3, 3e-3], 5),
@@ -350,7 +350,7 @@ pd.DataFrame(
 #
 # cannot be predicted by *any* network of this form. And the cell that follows from a predicted noise,
 #
-# $$\hat{\mathbf x}_0 = \frac{\mathbf x_t - \sqrt{1-\bar\alpha_t}\,\hat{\boldsymbol\epsilon}}{\sqrt{\bar\alpha_t}},$$
+# $$\hat{\mathbf x}_0 = \frac{\mathbf x_t - \sqrt{1-\bar\alpha_t}\,\hat{\epsilon}}{\sqrt{\bar\alpha_t}},$$
 #
 # keeps all of that noise, multiplied by $\sqrt{(1-\bar\alpha_t)/\bar\alpha_t}$. At the width of 512 that the paper uses:
 
@@ -424,7 +424,7 @@ Markdown(
 # All steps weigh the same in the loss, and in most of them the noised cell says little that the label does not.
 #
 # If the width is the reason, leading $\mathbf x_t$ around the network should repair it:
-# $\hat{\boldsymbol\epsilon} = (\mathbf x_t - \sqrt{\bar\alpha_t}\,F)/\sqrt{1-\bar\alpha_t}$ with the network's answer $F$.
+# $\hat{\epsilon} = (\mathbf x_t - \sqrt{\bar\alpha_t}\,F)/\sqrt{1-\bar\alpha_t}$ with the network's answer $F$.
 # The error in the noise is then exactly $\bar\alpha_t/(1-\bar\alpha_t)$ times the error of $F$ as a clean cell, so this
 # is scDiff with another weight on each time step: 10 000 at $t = 0$, 0.0007 at $t = 999$. It is the third network below.
 
@@ -432,7 +432,7 @@ Markdown(
 # ## Three equations as printed
 #
 # **Equation 7** gives the mean of $\mathbf x_{t-1}$ as $\sqrt{\bar\alpha_t}\,\mathbf x_\theta + \sqrt{1-\bar\alpha_t}\,
-# \boldsymbol\epsilon$: a new noising of the predicted cell at level $t$, not $t-1$, that forgets $\mathbf x_t$.
+# \epsilon$: a new noising of the predicted cell at level $t$, not $t-1$, that forgets $\mathbf x_t$.
 # **Equation 16** has the right factor of $\mathbf x_t$, but $\sqrt{\bar\alpha_t}\,(1-\alpha_{t-1}/\bar\alpha_{t-1})$ where
 # $\sqrt{\bar\alpha_{t-1}}\,(1-\bar\alpha_t/\bar\alpha_{t-1})$ has to stand; as $\alpha_{t-1}/\bar\alpha_{t-1} =
 # 1/\bar\alpha_{t-2}$ is at least one, the printed factor is never positive. Equation 17 agrees with the standard
