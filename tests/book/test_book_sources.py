@@ -7,7 +7,7 @@ from screpro import paths
 ON_DEMAND = (
     r"\\(boldsymbol|bm|cancel|bcancel|xcancel|color|textcolor|require|enclose|ce|braket|bra|ket|unicode|toggle)\b"
 )
-"""TeX that MathJax loads an extension for when it meets it; from a file it cannot, and no formula of the page renders."""
+"""TeX that MathJax loads an extension for on meeting it; from a file it cannot, and no formula of the page renders."""
 
 
 def test_formulas_need_no_extension():
