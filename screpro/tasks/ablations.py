@@ -5,8 +5,6 @@ from the default's weights where it shares them. Nothing is tuned: what is asked
 settings, as in the paper.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -32,6 +30,7 @@ from screpro.tasks.annotation import Labelled, ScDiffSettings, train_test
 from screpro.tasks.cells import Cells
 from screpro.tasks.denoiser import DenoiserSettings
 from screpro.tasks.diffusion_classifier import ClassifierErrors, embedded_noise, noise_root, predict
+from screpro.tasks.tuning import checkpoint_file
 from screpro.training import Fit, TrainConfig, fit
 
 __all__ = [
@@ -418,6 +417,4 @@ def _units(protocol: Ablation, names: Sequence[str], title: str):
 
 
 def _checkpoint(run: Run, task: str, protocol: Ablation, split: int, name: str, seed: int) -> Path:
-    unit = [task, protocol.dataset, split, name, seed, asdict(protocol.settings)]
-    digest = hashlib.sha256(json.dumps(unit, sort_keys=True).encode()).hexdigest()[:16]
-    return run.folder / "checkpoints" / f"ablation-{digest}.safetensors"
+    return checkpoint_file(run, task, protocol.dataset, split, name, seed, asdict(protocol.settings))

@@ -5,8 +5,6 @@ same rule for every method; then each method is trained on the training and vali
 on its test cells, once per seed. scDiff's own tables use one split for all runs and baselines at published defaults.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +21,7 @@ from screpro.records import Run
 from screpro.tasks.annotation import Annotator, Labelled, ScDiffSettings, scdiff_grid, train_annotator, train_test
 from screpro.tasks.cells import Cells
 from screpro.tasks.diffusion_classifier import predict
+from screpro.tasks.tuning import best_setting, checkpoint_file, progress
 
 __all__ = ["METHODS", "Protocol", "compare_methods", "study_classifier"]
 
@@ -79,7 +78,7 @@ def compare_methods(
         for split in protocol.splits
         for seed in ([None] if method in DETERMINISTIC else protocol.seeds)
     ]
-    for method, split, seed in _progress(units, f"{protocol.dataset}"):
+    for method, split, seed in progress(units, f"{protocol.dataset}"):
         unit = {"dataset": protocol.dataset, "split": str(split), "method": method, "seed": seed}
         if run.done(**unit, metric="macro_f1"):
             continue
@@ -182,33 +181,27 @@ def _chosen(run: Run, labelled: Labelled, protocol: Protocol, method: str) -> di
         return grid[0]
     split, seed = protocol.splits[0], protocol.seeds[0]
     train, validation, _ = _parts(labelled, protocol, split)
-    unit = {"dataset": protocol.dataset, "split": f"{split}, validation", "method": method, "seed": seed}
-    for options in grid:
-        variant = json.dumps(options, sort_keys=True)
-        if run.done(**unit, metric_variant=variant):
-            continue
+    work = {"dataset": protocol.dataset, "split": f"{split}, validation", "method": method, "seed": seed}
+
+    def score(options: dict[str, Any]) -> float:
         annotator = None
         if method == "scdiff":
             annotator = _train_scdiff(run, labelled, protocol, options, seed, train, split)
         predicted = _predict(protocol, labelled, method, options, seed, train, validation, annotator)
-        run.add(
-            **unit,
-            item="tuning",
-            metric="macro_f1",
-            metric_variant=variant,
-            n_real=len(validation.cell_type),
-            n_genes=len(validation.genes),
-            value=macro_f1(validation.cell_type, predicted),
-            unit="fraction",
-            direction="higher",
-        )
         if annotator is not None:
             _checkpoint(run, protocol, options, seed, train, split).unlink(missing_ok=True)
-    rows = run.frame()
-    tried = rows[(rows["dataset"] == unit["dataset"]) & (rows["split"] == unit["split"]) & (rows["method"] == method)]
-    scores = dict(zip(tried["metric_variant"], tried["value"], strict=True))
-    # max() keeps the first of equals, and a grid begins with the published default
-    return max(grid, key=lambda options: scores[json.dumps(options, sort_keys=True)])
+        return macro_f1(validation.cell_type, predicted)
+
+    return best_setting(
+        run,
+        grid,
+        score,
+        work=work,
+        metric="macro_f1",
+        unit="fraction",
+        n_real=len(validation.cell_type),
+        n_genes=len(validation.genes),
+    )
 
 
 def _grid(method: str, protocol: Protocol) -> list[dict[str, Any]]:
@@ -220,10 +213,7 @@ def _grid(method: str, protocol: Protocol) -> list[dict[str, Any]]:
 
 
 def _checkpoint(run: Run, protocol: Protocol, options: dict, seed: int, train: Cells, split: int) -> Path:
-    """One file per unit of work: a killed run finds exactly the training it was in the middle of."""
-    unit = [protocol.dataset, split, seed, len(train.cell_type), options]
-    name = hashlib.sha256(json.dumps(unit, sort_keys=True).encode()).hexdigest()[:16]
-    return run.folder / "checkpoints" / f"scdiff-{name}.safetensors"
+    return checkpoint_file(run, protocol.dataset, split, seed, len(train.cell_type), options)
 
 
 def _train_scdiff(
@@ -264,9 +254,3 @@ def _predict(
         options=options,
     )
     return found.labels
-
-
-def _progress(units: list, title: str):
-    from tqdm import tqdm
-
-    return tqdm(units, desc=title, unit="run", disable=None)

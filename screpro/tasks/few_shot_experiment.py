@@ -24,6 +24,7 @@ from screpro.records import Run
 from screpro.tasks.annotation import Labelled
 from screpro.tasks.cells import Cells
 from screpro.tasks.few_shot import FewShotSettings, Partition, classify, draw_shots, fine_tune, pretrain
+from screpro.tasks.tuning import progress
 
 __all__ = ["CONDITIONERS", "METHODS", "Joining", "Protocol", "compare_few_shot", "joining_types", "setting"]
 
@@ -136,7 +137,7 @@ def compare_few_shot(
     ]
     networks = _Networks(run, labelled, part, protocol, embeddings, trained)
     majority = baselines.Majority(labelled.cells.take(np.flatnonzero(part.majority)))
-    for method, split, seed in _progress(units, protocol.dataset):
+    for method, split, seed in progress(units, protocol.dataset):
         if method in CONDITIONERS:
             _score_scdiff(run, labelled, part, protocol, networks, method, split, seed)
         elif method == "joining":
@@ -312,9 +313,3 @@ def _score_joining(run, labelled, part, protocol, networks, split, seed) -> None
             unit="fraction",
             direction="higher",  # of the statement: claim S7 asks which type makes the score fall further
         )
-
-
-def _progress(units: list, title: str):
-    from tqdm import tqdm
-
-    return tqdm(units, desc=title, unit="run", disable=None)

@@ -5,8 +5,6 @@ held out from the training ones of the first split by the same rule, the same wa
 is trained on all training perturbations of each split and scored on the held-out ones, once per seed.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -31,6 +29,7 @@ from screpro.tasks.gene_perturbation import (
     score,
     train_scdiff,
 )
+from screpro.tasks.tuning import best_setting, checkpoint_file, progress
 
 __all__ = ["CEILING", "METHODS", "Parts", "Protocol", "compare_methods", "parts", "predict", "scores"]
 
@@ -165,7 +164,7 @@ def compare_methods(
         for split in protocol.splits
         for seed in ([None] if _deterministic(method) else protocol.seeds)
     ]
-    for method, split, seed in _progress(units, protocol.dataset):
+    for method, split, seed in progress(units, protocol.dataset):
         unit = {"dataset": protocol.dataset, "split": str(split), "method": method, "seed": seed}
         own = parts(cells, protocol, split)
         if not run.done(**unit, metric="mse_top20_de", metric_variant=""):
@@ -241,28 +240,15 @@ def _chosen(run: Run, cells: PerturbedCells, protocol: Protocol, method: str) ->
     if len(grid) == 1:
         return grid[0]
     split, seed = protocol.splits[0], protocol.seeds[0]
-    unit = {"dataset": protocol.dataset, "split": f"{split}, validation", "method": method, "seed": seed}
+    work = {"dataset": protocol.dataset, "split": f"{split}, validation", "method": method, "seed": seed}
     own = parts(cells, protocol, split, validation=True)
-    for options in grid:
-        variant = json.dumps(options, sort_keys=True)
-        if run.done(**unit, metric_variant=variant):
-            continue
+
+    def score(options: dict[str, Any]) -> float:
         predicted = predict(method, own.train, own.held_out, options, seed=seed, threads=protocol.threads)
-        run.add(
-            **unit,
-            item="tuning",
-            metric="delta_pearson",
-            metric_variant=variant,
-            n_real=len(own.test.label),
-            n_genes=len(own.test.genes),
-            value=scores(predicted, own)["delta_pearson", ""],
-            direction="higher",
-        )
-    rows = run.frame()
-    tried = rows[(rows["dataset"] == unit["dataset"]) & (rows["split"] == unit["split"]) & (rows["method"] == method)]
-    found = dict(zip(tried["metric_variant"], tried["value"], strict=True))
-    # max() keeps the first of equals, and a grid begins with the default
-    return max(grid, key=lambda options: found[json.dumps(options, sort_keys=True)])
+        return scores(predicted, own)["delta_pearson", ""]
+
+    sizes = {"n_real": len(own.test.label), "n_genes": len(own.test.genes)}
+    return best_setting(run, grid, score, work=work, metric="delta_pearson", **sizes)
 
 
 def _grid(method: str, protocol: Protocol) -> list[dict[str, Any]]:
@@ -278,12 +264,4 @@ def _deterministic(method: str) -> bool:
 
 
 def _checkpoint(run: Run, protocol: Protocol, options: dict, split: int, seed: int | None) -> Path:
-    """One file per unit of work: a killed run finds exactly the training it was in the middle of."""
-    name = hashlib.sha256(json.dumps([protocol.dataset, split, seed, options], sort_keys=True).encode()).hexdigest()
-    return run.folder / "checkpoints" / f"scdiff-{name[:16]}.safetensors"
-
-
-def _progress(units: list, title: str):
-    from tqdm import tqdm
-
-    return tqdm(units, desc=title, unit="run", disable=None)
+    return checkpoint_file(run, protocol.dataset, split, seed, options)

@@ -9,7 +9,7 @@ the masks with the chosen setting: with every seed on the first mask, with the f
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +26,7 @@ from screpro.records import Run
 from screpro.tasks.denoiser import DenoiserSettings
 from screpro.tasks.imputation import Imputer, imputer_grid, one_step, train_imputer
 from screpro.tasks.imputation_ceiling import ORACLE, gene_type_oracle
+from screpro.tasks.tuning import best_setting, progress
 
 __all__ = ["METHODS", "Protocol", "compare_methods", "draw_mask", "validation_mask"]
 
@@ -122,7 +123,7 @@ def compare_methods(
             work.score(mask, gene_type_oracle(mask, types), split, ORACLE, None)
     first, *rest = protocol.splits
     pairs = [(first, seed) for seed in protocol.seeds] + [(split, protocol.seeds[0]) for split in rest]
-    for split, seed in _progress(pairs, protocol.dataset):
+    for split, seed in progress(pairs, protocol.dataset):
         for method in (m for m in methods if m in SCDIFF):
             if not work.done(split, method, seed):
                 work.scdiff(method, split, seed)
@@ -130,7 +131,7 @@ def compare_methods(
     others = [m for m in methods if m not in SCDIFF]
     single = [(split, None) for split in protocol.splits]
     units = [(m, *pair) for m in others for pair in (single if m in DETERMINISTIC else pairs)]
-    for method, split, seed in _progress(units, protocol.dataset):
+    for method, split, seed in progress(units, protocol.dataset):
         if not work.done(split, method, seed):
             work.baseline(method, split, seed)
 
@@ -304,29 +305,22 @@ class _Work:
         if len(grid) == 1:
             return grid[0]
         split, seed = self.first
-        unit = {"dataset": self.protocol.dataset, "split": f"{split}, validation", "method": method}
-        unit["seed"] = None if method in DETERMINISTIC else seed
+        work = {"dataset": self.protocol.dataset, "split": f"{split}, validation", "method": method}
+        work["seed"] = None if method in DETERMINISTIC else seed
         inner = validation_mask(self.mask(split), split, share=self.protocol.share)
-        metric = "imputation_pearson_pooled"
-        for options in grid:
-            variant = json.dumps(options, sort_keys=True)
-            if self.run.done(**unit, metric_variant=variant):
-                continue
+
+        def score(options: dict[str, Any]) -> float:
             if method == "scdiff":
-                imputer = self._network(inner, options, f"{unit['split']}, {variant}", seed)
-                found = imputer.one_step(inner, seed=seed)
+                name = f"{work['split']}, {json.dumps(options, sort_keys=True)}"
+                found = self._network(inner, options, name, seed).one_step(inner, seed=seed)
             else:
                 found = self._run_baseline(method, inner, seed, options)
-            self.score(
-                inner, found, unit["split"], method, unit["seed"], item="tuning", variant=variant, metrics=[metric]
-            )
-        rows = self.run.frame()
-        tried = rows[
-            (rows["dataset"] == unit["dataset"]) & (rows["split"] == unit["split"]) & (rows["method"] == method)
-        ]
-        scores = dict(zip(tried["metric_variant"], tried["value"], strict=True))
-        # max() keeps the first of equals, and a grid begins with the published default
-        return max(grid, key=lambda options: scores[json.dumps(options, sort_keys=True)])
+            if np.ptp(found) == 0:  # as in `score`: no correlation counts as none
+                return 0.0
+            return imputation_pearson_pooled(inner.matrix(inner.truth), inner.matrix(found), inner.hidden)
+
+        sizes = {"n_real": inner.hidden.shape[0], "n_genes": inner.hidden.shape[1]}
+        return best_setting(self.run, grid, score, work=work, metric="imputation_pearson_pooled", **sizes)
 
     def _grid(self, method: str) -> list[dict[str, Any]]:
         if method in self.protocol.grids:
@@ -336,9 +330,3 @@ class _Work:
         else:
             grid = list(baselines.IMPUTERS[method].grid)
         return grid if self.protocol.tune else grid[:1]
-
-
-def _progress(units: list, title: str) -> Iterator:
-    from tqdm import tqdm
-
-    return tqdm(units, desc=title, unit="run", disable=None)

@@ -23,6 +23,7 @@ from screpro.metrics.classification import classification_scores, macro_f1
 from screpro.records import Run
 from screpro.tasks.annotation import Annotator, Labelled, ScDiffSettings, scdiff_grid, train_annotator, train_test
 from screpro.tasks.cells import Cells
+from screpro.tasks.tuning import best_setting
 
 __all__ = ["DETERMINISTIC", "METHODS", "Protocol", "compare_methods"]
 
@@ -123,21 +124,14 @@ def _chosen(run: Run, labelled: Labelled, protocol: Protocol, method: str) -> di
         return grid[0]
     split, seed = protocol.runs[0]
     train, validation, _ = _parts(labelled, protocol, split)
-    unit = {"dataset": protocol.dataset, "split": f"{split}, validation", "method": method, "seed": seed}
-    scores = {}
-    for options in grid:
-        variant = json.dumps(options, sort_keys=True)
-        if not run.done(**unit, metric_variant=variant):
-            predicted = _predict(run, labelled, protocol, method, options, seed, train, validation)
-            value = macro_f1(validation.cell_type, predicted)
-            sizes = {"n_real": len(validation.cell_type), "n_genes": len(validation.genes)}
-            shown = {"metric": "macro_f1", "metric_variant": variant, "value": value, "unit": "fraction"}
-            run.add(**unit, **sizes, **shown, item="tuning", direction="higher")
-        rows = run.frame()
-        same = (rows["metric_variant"] == variant) & (rows["method"] == method) & (rows["split"] == unit["split"])
-        scores[variant] = rows.loc[same & (rows["dataset"] == protocol.dataset), "value"].iloc[-1]
-    # max() keeps the first of equals, and a grid begins with the published default
-    return max(grid, key=lambda options: scores[json.dumps(options, sort_keys=True)])
+    work = {"dataset": protocol.dataset, "split": f"{split}, validation", "method": method, "seed": seed}
+
+    def score(options: dict[str, Any]) -> float:
+        predicted = _predict(run, labelled, protocol, method, options, seed, train, validation)
+        return macro_f1(validation.cell_type, predicted)
+
+    sizes = {"n_real": len(validation.cell_type), "n_genes": len(validation.genes)}
+    return best_setting(run, grid, score, work=work, metric="macro_f1", unit="fraction", **sizes)
 
 
 def _grid(method: str, protocol: Protocol) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ steps, no context, several draws, sampling) are scored beside it.
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -37,6 +36,7 @@ from screpro.tasks.openproblems_molecules import (
     denoised_counts,
     on_leaderboard_scale,
 )
+from screpro.tasks.tuning import best_setting, checkpoint_file
 
 __all__ = ["CONTROLS", "LEADERBOARD", "METHODS", "STEPS", "Protocol", "compare_denoisers", "study_denoiser"]
 
@@ -188,27 +188,20 @@ def _chosen(run: Run, counts: sp.csr_matrix, protocol: Protocol, method: str) ->
     if len(grid) == 1:
         return grid[0]
     thinning, seed = protocol.runs[0]
-    unit = {"dataset": protocol.dataset, "split": f"thinning {thinning}, validation", "method": method, "seed": seed}
-    scores = {}
-    for options in grid:
-        variant = json.dumps(options, sort_keys=True)
-        if not run.done(**unit, metric_variant=variant):
-            own = _inner(counts, thinning, protocol.train_fraction)
-            if method == "scdiff":
-                network = _train(run, protocol, own, options, seed)
-                found = denoised_counts(denoise(network.model, own.x, seed=seed), own.train)
-                _checkpoint(run, protocol, options, seed, own).unlink(missing_ok=True)
-            else:
-                found = _answer(method, own, options, seed, protocol.threads)
-            value = mcv_mse(found, train=own.train, test=own.test)
-            sizes = {"n_real": own.train.shape[0], "n_genes": own.train.shape[1]}
-            shown = {"metric": "mcv_mse", "metric_variant": variant, "value": value, "unit": UNITS["mcv_mse"]}
-            run.add(**unit, **sizes, **shown, item="tuning", direction="lower")
-        rows = run.frame()
-        same = (rows["metric_variant"] == variant) & (rows["method"] == method) & (rows["split"] == unit["split"])
-        scores[variant] = rows.loc[same & (rows["dataset"] == protocol.dataset), "value"].iloc[-1]
-    # min() keeps the first of equals, and a grid begins with the published default
-    return min(grid, key=lambda options: scores[json.dumps(options, sort_keys=True)])
+    work = {"dataset": protocol.dataset, "split": f"thinning {thinning}, validation", "method": method, "seed": seed}
+    own = _inner(counts, thinning, protocol.train_fraction)
+
+    def score(options: dict[str, Any]) -> float:
+        if method == "scdiff":
+            network = _train(run, protocol, own, options, seed)
+            found = denoised_counts(denoise(network.model, own.x, seed=seed), own.train)
+            _checkpoint(run, protocol, options, seed, own).unlink(missing_ok=True)
+        else:
+            found = _answer(method, own, options, seed, protocol.threads)
+        return mcv_mse(found, train=own.train, test=own.test)
+
+    row = {"metric": "mcv_mse", "unit": UNITS["mcv_mse"], "n_real": own.train.shape[0], "n_genes": own.train.shape[1]}
+    return best_setting(run, grid, score, work=work, direction="lower", **row)
 
 
 def _inner(counts: sp.csr_matrix, thinning: int, train_fraction: float) -> Molecules:
@@ -231,8 +224,7 @@ def _grid(method: str, protocol: Protocol) -> list[dict[str, Any]]:
 def _checkpoint(run: Run, protocol: Protocol, options: dict, seed: int, parts: Molecules) -> Path:
     """One file per unit of work; the molecules tell one thinning from another."""
     cells = hashlib.sha256(parts.train.data.tobytes()).hexdigest()
-    name = hashlib.sha256(json.dumps([protocol.dataset, seed, cells, options], sort_keys=True).encode()).hexdigest()
-    return run.folder / "checkpoints" / f"scdiff-mcv-{name[:16]}.safetensors"
+    return checkpoint_file(run, protocol.dataset, seed, cells, options)
 
 
 def _train(run: Run, protocol: Protocol, parts: Molecules, options: dict, seed: int) -> Imputer:

@@ -6,8 +6,6 @@ with the highest R² of the change wins, for every method alike. Then each metho
 held-out stimulated cells, once per seed.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -31,6 +29,7 @@ from screpro.tasks.perturbation import (
     validation_type,
 )
 from screpro.tasks.perturbation_scores import METRICS, half_against_half, score_cells
+from screpro.tasks.tuning import best_setting, checkpoint_file, progress
 
 __all__ = [
     "METHODS",
@@ -89,7 +88,7 @@ def compare_methods(
         for name in protocol.held_out
         for seed in (protocol.seeds if _random(group[0]) else [None])
     ]
-    for group, name, seed in _progress(units, protocol.dataset):
+    for group, name, seed in progress(units, protocol.dataset):
         unit = {"dataset": protocol.dataset, "split": name, "seed": seed}
         # all its scores are there once the last of its rows is
         left = [each for each in group if not run.done(**unit, method=each, metric="fit_predict", metric_variant="")]
@@ -237,39 +236,23 @@ def _chosen(run: Run, perturbed: Perturbed, protocol: Protocol, method: str) -> 
     if len(grid) == 1 or validation is None:
         return grid[0]
     seed = protocol.seeds[0]
-    unit = {"dataset": protocol.dataset, "split": f"{validation}, validation", "method": method, "seed": seed}
-    held = None
-    for options in grid:
-        variant = json.dumps(options, sort_keys=True)
-        if run.done(**unit, metric_variant=variant):
-            continue
-        held = held or hold_out(perturbed, validation, n_genes=protocol.n_genes, also=protocol.held_out[0])
+    work = {"dataset": protocol.dataset, "split": f"{validation}, validation", "method": method, "seed": seed}
+    held = hold_out(perturbed, validation, n_genes=protocol.n_genes, also=protocol.held_out[0])
+
+    def score(options: dict[str, Any]) -> float:
         if method == "scdiff":
             # few steps: they score as all of them do, and settings are only compared with each other
             predictor = _train_scdiff(run, perturbed, protocol, options, seed, held)
             cells = predictor.predict(sampler="ddim", seed=seed)
+            _checkpoint(run, protocol, options, seed, held).unlink(missing_ok=True)
         else:
             cells = baselines.run(
                 method, held.train, held_out=held.code, seed=seed, threads=protocol.threads, options=options
             )
-        run.add(
-            **unit,
-            item="tuning",
-            metric="r2_change_top100",
-            metric_variant=variant,
-            n_real=held.stimulated.shape[0],
-            n_generated=len(cells),
-            n_genes=len(held.train.genes),
-            value=score_cells(cells, held.stimulated, held.control)["r2_change_top100"],
-            direction="higher",
-        )
-        if method == "scdiff":
-            _checkpoint(run, protocol, options, seed, held).unlink(missing_ok=True)
-    rows = run.frame()
-    tried = rows[(rows["dataset"] == unit["dataset"]) & (rows["split"] == unit["split"]) & (rows["method"] == method)]
-    scores = dict(zip(tried["metric_variant"], tried["value"], strict=True))
-    # max() keeps the first of equals, and a grid begins with the published default
-    return max(grid, key=lambda options: scores[json.dumps(options, sort_keys=True)])
+        return score_cells(cells, held.stimulated, held.control)["r2_change_top100"]
+
+    sizes = {"n_real": held.stimulated.shape[0], "n_genes": len(held.train.genes)}
+    return best_setting(run, grid, score, work=work, metric="r2_change_top100", **sizes)
 
 
 def options_of(protocol: Protocol, method: str) -> dict[str, Any]:
@@ -288,10 +271,7 @@ def _grid(method: str, protocol: Protocol) -> list[dict[str, Any]]:
 
 
 def _checkpoint(run: Run, protocol: Protocol, options: dict, seed: int, held: HeldOut) -> Path:
-    """One file per unit of work: a killed run finds exactly the training it was in the middle of."""
-    unit = [protocol.dataset, held.name, seed, *held.train.x.shape, options]
-    name = hashlib.sha256(json.dumps(unit, sort_keys=True).encode()).hexdigest()[:16]
-    return run.folder / "checkpoints" / f"scdiff-{name}.safetensors"
+    return checkpoint_file(run, protocol.dataset, held.name, seed, *held.train.x.shape, options)
 
 
 def _train_scdiff(
@@ -307,9 +287,3 @@ def _train_scdiff(
         checkpoint=_checkpoint(run, protocol, options, seed, held),
         title=f"scDiff on {protocol.dataset}",
     )
-
-
-def _progress(units: list, title: str):
-    from tqdm import tqdm
-
-    return tqdm(units, desc=title, unit="run", disable=None)

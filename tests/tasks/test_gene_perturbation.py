@@ -154,6 +154,8 @@ def test_experiment_adds_its_rows_once():
     assert set(main[main["metric"] == "mse_top20_de"]["method"]) == {*methods, experiment.CEILING}
     assert set(rows.loc[rows["item"] == "X-12", "method"]) == {"scdiff", "linear"}
     assert set(rows.loc[rows["item"] == "X-13", "method"]) == {"scdiff"}
-    assert (rows["item"] == "tuning").sum() == len(scdiff_grid(short.base)) + 5
+    assert (rows["item"] == "tuning").sum() == len(
+        set(scdiff_grid(short.base))
+    ) + 5  # with one epoch, half as many is the same
     experiment.compare_methods(run, made, short, methods)
     assert len(run.frame()) == len(rows)
