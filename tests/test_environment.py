@@ -17,7 +17,7 @@ ROOT = paths.root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LINES = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 PINS = [line for line in LINES if line and not line.startswith("#")]
-EXTRAS = ("baselines", "book", "dev")
+EXTRAS = ("baselines", "book", "dev", "text")
 
 
 def pinned() -> dict[str, Version]:
