@@ -74,14 +74,8 @@ from screpro.plots import PALETTE, use_style
 from screpro.processes.gaussian import scaled_linear
 from screpro.records.tables import spread
 from screpro.tasks import imputation
-from screpro.tasks.ablations import (
-    Ablation,
-    annotate_variants,
-    candidate_gap,
-    impute_variants,
-    train_on_labels,
-    variant_errors,
-)
+from screpro.tasks.ablations import Ablation, annotate_variants, impute_variants, train_on_labels
+from screpro.tasks.variant_answers import candidate_gap, variant_errors
 from screpro.tasks.annotation import PRESETS, annotation_cells, train_test
 from screpro.tasks.diffusion_classifier import predict
 
@@ -137,8 +131,8 @@ apart.drop(index=base).loc[[m for m in printed["method"].unique() if m != base]]
 # | what | code | test |
 # |---|---|---|
 # | variants | {src}`screpro.models.scdiff_variants` | without its change each equals the default; the loss equals calling the network |
-# | classifier for any variant | {src}`screpro.tasks.ablations.variant_errors` | equals the loop over candidates and steps, and the fast classifier of the default |
-# | one-step imputation | {src}`screpro.tasks.ablations.impute_once` | equals that of the imputation page |
+# | classifier for any variant | {src}`screpro.tasks.variant_answers.variant_errors` | equals the loop over candidates and steps, and the fast classifier of the default |
+# | one-step imputation | {src}`screpro.tasks.variant_answers.impute_once` | equals that of the imputation page |
 #
 # ### What remains when diffusion is removed?
 #

@@ -68,17 +68,8 @@ from screpro.data.preprocess import log_normalise
 from screpro.plots import PALETTE, use_style
 from screpro.tasks.annotation import PRESETS, annotation_cells
 from screpro.tasks.denoiser import DenoiserSettings, build
-from screpro.tasks.efficiency import (
-    METHODS,
-    compare_costs,
-    cost_per_cell,
-    cuda_peak,
-    peak_memory,
-    plain_step,
-    saved_bytes,
-    timing_cells,
-    training_memory,
-)
+from screpro.tasks.efficiency import METHODS, compare_costs, cost_per_cell, peak_memory, timing_cells
+from screpro.tasks.training_memory import cuda_peak, plain_step, saved_bytes, training_memory
 
 use_style()
 threads = int(os.environ.get("SCREPRO_THREADS", os.cpu_count() or 1))
@@ -124,8 +115,8 @@ per_thousand.rename(columns=lambda name: name.replace("(s)", "(s per 1 000 cells
 # |---|---|---|---|
 # | seconds of an epoch | a longer training minus a shorter one, divided by the epochs between them | {src}`screpro.tasks.efficiency.seconds_per_epoch` | a clock that is known |
 # | arithmetic | multiply-adds of all dense matrix products, forward and backward | {src}`screpro.tasks.efficiency.multiply_adds` | a product of known size |
-# | memory, from shapes | what the backward pass needs of each layer | {src}`screpro.tasks.efficiency.training_memory` | equals the bytes that are kept, tensor by tensor |
-# | memory, kept tensors | every tensor that the network saves for its backward pass, each once | {src}`screpro.tasks.efficiency.saved_bytes` | a product of known size |
+# | memory, from shapes | what the backward pass needs of each layer | {src}`screpro.tasks.training_memory.training_memory` | equals the bytes that are kept, tensor by tensor |
+# | memory, kept tensors | every tensor that the network saves for its backward pass, each once | {src}`screpro.tasks.training_memory.saved_bytes` | a product of known size |
 # | memory, process | high-water mark of a fresh process over what it held before | {src}`screpro.tasks.efficiency.peak_memory` | |
 #
 # Methods take turns, once per seed, so that a machine that is slow for a while is slow for all of them. Each keeps its own

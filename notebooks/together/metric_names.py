@@ -100,7 +100,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from screpro import data, records
 from screpro.kernels.mmd import rbf_mmd2
 from screpro.kernels.pca import pca
-from screpro.metrics import change, classification, distances
+from screpro.metrics import change, classification, distances, imputation
 from screpro.metrics.perturbation import Comparison, Side, mse_of_means, r2_of_means
 from screpro.metrics.report_input import log_cp10k
 from screpro.plots import use_style
@@ -231,8 +231,8 @@ def of_cells(real, made, expected):
     yield "MSE", "a draw, each cell", "mse_of_cells", np.mean((real - made) ** 2)
     yield "MSE", "mean of draws, each cell", "mse_of_cells", np.mean((real - expected) ** 2)
     pooled, within = "imputation_pearson_pooled", "imputation_pearson_per_cell"
-    yield "Pearson", "all entries pooled", pooled, change.imputation_pearson_pooled(real, made, every)
-    yield "Pearson", "within a cell", within, change.imputation_pearson_per_cell(real, made, every)
+    yield "Pearson", "all entries pooled", pooled, imputation.imputation_pearson_pooled(real, made, every)
+    yield "Pearson", "within a cell", within, imputation.imputation_pearson_per_cell(real, made, every)
     yield "Pearson", "a gene over cells", "pearson_of_genes", pearson_of_genes(real, made)
 
 

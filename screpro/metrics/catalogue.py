@@ -35,6 +35,7 @@ MODULES = (
     "classification",
     "areas",
     "change",
+    "imputation",
     "perturbation",
     "denoising",
 )

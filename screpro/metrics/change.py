@@ -1,4 +1,4 @@
-r"""Is the change of expression right, and are hidden values put back? The scores of scDiff's Tables 2a, 2b and 7.
+r"""Is the change of expression right? The scores of scDiff's Tables 2b and 7.
 
 $\delta = \bar x_{\text{perturbed}} - \bar x_{\text{control}}$ is the true change of the mean of every gene,
 $\hat\delta = \bar x_{\text{predicted}} - \bar x_{\text{control}}$ the predicted one; both against the same control
@@ -15,9 +15,8 @@ from screpro.metrics.catalogue import metric
 __all__ = [
     "change_size_ratio",
     "delta_pearson",
-    "imputation_pearson_per_cell",
-    "imputation_pearson_pooled",
     "mse_top20_de",
+    "pearson",
     "r2_change_top100",
     "top_by_t_test",
     "top_by_wilcoxon",
@@ -126,7 +125,7 @@ def r2_change_top100(predicted, perturbed, control) -> float:
     """
     genes = top_by_wilcoxon(perturbed, control)
     guess, truth = _changes(predicted, perturbed, control)
-    return _pearson(guess[genes], truth[genes]) ** 2
+    return pearson(guess[genes], truth[genes]) ** 2
 
 
 @metric(title="Size of the predicted change", family="change", direction="closer to 1")
@@ -221,7 +220,7 @@ def delta_pearson(predicted, perturbed, control) -> float:
     >>> delta_pearson([[3, 2, 1]], [[1, 2, 3]], [[0, 0, 0]])
     -1.0
     """
-    return _pearson(*_changes(predicted, perturbed, control))
+    return pearson(*_changes(predicted, perturbed, control))
 
 
 @metric(title="MSE of the top 20 DE genes", family="change", direction="lower")
@@ -273,117 +272,6 @@ def mse_top20_de(predicted, perturbed, control) -> float:
     return float(np.square(_mean(predicted)[genes] - _mean(perturbed)[genes]).mean())
 
 
-@metric(title="Imputation Pearson, pooled", family="denoising", direction="higher")
-def imputation_pearson_pooled(true, imputed, hidden) -> float:
-    r"""Correlation of imputed and true values over all hidden entries of all cells together.
-
-    Formula
-    -------
-    $$ \mathrm{cor}_{(i, g) \in H}\big(\hat x_{ig}, x_{ig}\big), \qquad H \text{ the hidden entries} $$
-
-    Estimator
-    ---------
-    One Pearson correlation over all hidden entries.
-
-    Bias
-    ----
-    Genes differ more than cells: the mean of each gene already correlates well (about .6 on sparse counts). Compare
-    with the gene mean, not with 0.
-
-    Unit
-    ----
-    None; -1 to 1.
-
-    Used in
-    -------
-    scDiff, Tables 2a and 9: their code logs this and the one per cell; only this one fits the printed values.
-
-    Parameters
-    ----------
-    true, imputed
-        (n, G) log-normalised values, dense or sparse.
-    hidden
-        (n, G) bool, dense or sparse: the entries that were hidden.
-
-    Returns
-    -------
-    float
-        NaN if either side is constant.
-
-    Examples
-    --------
-    Three cells, two genes; hidden are the first gene of the first two cells and the second gene of the third. True
-    values there 1, 2, 3, imputed 1, 2, 2: correlation .866.
-
-    >>> from screpro.metrics.change import imputation_pearson_pooled
-    >>> true, imputed = [[1, 9], [2, 9], [9, 3]], [[1, 0], [2, 0], [0, 2]]
-    >>> hidden = [[True, False], [True, False], [False, True]]
-    >>> round(imputation_pearson_pooled(true, imputed, hidden), 3)
-    0.866
-    """
-    _, guess, truth = _hidden(true, imputed, hidden)
-    return _pearson(guess, truth)
-
-
-@metric(title="Imputation Pearson, per cell", family="denoising", direction="higher")
-def imputation_pearson_per_cell(true, imputed, hidden) -> float:
-    r"""Correlation of imputed and true values over the hidden entries of one cell, averaged over cells.
-
-    Formula
-    -------
-    $$ \frac{1}{|C|} \sum_{i \in C} \mathrm{cor}_{g \in H_i}\big(\hat x_{ig}, x_{ig}\big), \qquad
-    C \text{ the cells where it is defined} $$
-
-    Estimator
-    ---------
-    Unweighted mean over cells; cells with fewer than two hidden entries, or without variation among them, are left
-    out.
-
-    Bias
-    ----
-    Correlations of a handful of entries are noisy, and a cell with two hidden entries counts as much as one with a
-    hundred.
-
-    Unit
-    ----
-    None; -1 to 1.
-
-    Used in
-    -------
-    Logged by scDiff's code beside the pooled one; in no table.
-
-    Parameters
-    ----------
-    true, imputed, hidden
-        As in `imputation_pearson_pooled`.
-
-    Returns
-    -------
-    float
-        NaN if it is defined for no cell.
-
-    Examples
-    --------
-    Three cells with both genes hidden. The first is imputed in the right order (1), the second in the wrong one (-1),
-    the third is constant and left out: the mean is 0.
-
-    >>> from screpro.metrics.change import imputation_pearson_per_cell
-    >>> true, imputed = [[1, 2], [1, 2], [5, 5]], [[1, 3], [2, 1], [1, 2]]
-    >>> imputation_pearson_per_cell(true, imputed, [[True, True]] * 3)
-    0.0
-    """
-    cell, guess, truth = _hidden(true, imputed, hidden)
-    n = np.bincount(cell)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        guess = guess - (np.bincount(cell, guess) / n)[cell]
-        truth = truth - (np.bincount(cell, truth) / n)[cell]
-        squares = np.bincount(cell, guess**2) * np.bincount(cell, truth**2)
-        each = np.bincount(cell, guess * truth) / np.sqrt(squares)
-    # rounding leaves a trace of variation in constant cells
-    defined = (n >= 2) & (np.sqrt(squares) > 1e-12 * np.maximum(1, n))
-    return float(each[defined].mean()) if defined.any() else float("nan")
-
-
 def _checked(**sides) -> list[sp.csr_matrix]:
     """Finite CSR float64 matrices with the same genes and at least one cell each."""
     done = {
@@ -418,32 +306,8 @@ def _changes(predicted, perturbed, control) -> tuple[np.ndarray, np.ndarray]:
     return _mean(predicted) - base, _mean(perturbed) - base
 
 
-def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation of two vectors; NaN where one of them is constant."""
     a, b = a - a.mean(), b - b.mean()
     size = float(np.sqrt((a @ a) * (b @ b)))
     return float(np.clip(a @ b / size, -1, 1)) if size > 0 else float("nan")
-
-
-def _hidden(true, imputed, hidden) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cell, imputed and true value of every hidden entry."""
-    shapes = [np.shape(part) for part in (true, imputed, hidden)]
-    if len(set(shapes)) > 1 or len(shapes[0]) != 2:
-        raise ScreproError(
-            "True values, imputed values and the hidden entries are matrices of one shape.",
-            got=", ".join(map(str, shapes)),
-            fix="pass cells x genes for all three",
-        )
-    cell, gene = sp.coo_matrix(hidden).nonzero()
-    if not len(cell):
-        raise ScreproError("Imputation is judged on hidden entries.", got="none", fix="hide some entries")
-    values = []
-    for name, matrix in (("imputed", imputed), ("true", true)):
-        found = matrix.tocsr()[cell, gene] if sp.issparse(matrix) else np.asarray(matrix, np.float64)[cell, gene]
-        values.append(np.asarray(found, np.float64).ravel())
-        if not np.isfinite(values[-1]).all():
-            raise ScreproError(
-                "Hidden entries have finite values on both sides.",
-                got=f"NaN or infinite {name} values",
-                fix="impute every hidden entry",
-            )
-    return cell, *values

@@ -26,7 +26,7 @@ from screpro.data.splits import cell_split
 from screpro.errors import ScreproError
 from screpro.losses import DenoisingLoss
 from screpro.losses_noise import NoiseScDiff, SkipNoiseScDiff, predict_clean
-from screpro.metrics.change import imputation_pearson_pooled
+from screpro.metrics.imputation import imputation_pearson_pooled
 from screpro.models.parallel_context import with_parallel_context
 from screpro.models.scdiff import ScDiff, time_embedding
 from screpro.processes.gaussian import Schedule, scaled_linear

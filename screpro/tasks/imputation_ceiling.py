@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from screpro.data.masks import TARGET_SUM, ImputationMask
-from screpro.metrics.change import imputation_pearson_pooled
+from screpro.metrics.imputation import imputation_pearson_pooled
 from screpro.records import Run
 
 __all__ = ["ORACLE", "Synthetic", "add_ceiling", "ceiling", "gene_type_oracle", "synthetic_cells", "true_rate"]

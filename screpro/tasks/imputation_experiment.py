@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from screpro.baselines import imputation as baselines
 from screpro.data.masks import ImputationMask, hide, mar_mask
 from screpro.errors import ScreproError
-from screpro.metrics.change import imputation_pearson_per_cell, imputation_pearson_pooled
+from screpro.metrics.imputation import imputation_pearson_per_cell, imputation_pearson_pooled
 from screpro.records import Run
 from screpro.tasks.denoiser import DenoiserSettings
 from screpro.tasks.imputation import Imputer, imputer_grid, one_step, train_imputer

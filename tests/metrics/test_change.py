@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from screpro.errors import ScreproError
-from screpro.metrics import change
+from screpro.metrics import change, imputation
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +94,14 @@ def test_imputation_pooled_and_per_cell():
     hidden[1, 3] = True  # one is not enough for a correlation
     true[2] = 7.0  # constant
     pooled = np.corrcoef(true[hidden], imputed[hidden])[0, 1]
-    assert change.imputation_pearson_pooled(true, imputed, hidden) == pytest.approx(pooled)
+    assert imputation.imputation_pearson_pooled(true, imputed, hidden) == pytest.approx(pooled)
     each = [np.corrcoef(true[i, hidden[i]], imputed[i, hidden[i]])[0, 1] for i in range(3, 9)]
-    assert change.imputation_pearson_per_cell(true, imputed, hidden) == pytest.approx(np.mean(each))
-    assert change.imputation_pearson_per_cell(sp.csr_matrix(true), imputed, sp.csr_matrix(hidden)) == pytest.approx(
+    assert imputation.imputation_pearson_per_cell(true, imputed, hidden) == pytest.approx(np.mean(each))
+    assert imputation.imputation_pearson_per_cell(sp.csr_matrix(true), imputed, sp.csr_matrix(hidden)) == pytest.approx(
         np.mean(each)
     )
     # what is not hidden does not count
-    assert change.imputation_pearson_pooled(np.where(hidden, true, 99), imputed, hidden) == pytest.approx(pooled)
+    assert imputation.imputation_pearson_pooled(np.where(hidden, true, 99), imputed, hidden) == pytest.approx(pooled)
 
 
 def test_bad_input_is_one_clear_error():
@@ -115,11 +115,11 @@ def test_bad_input_is_one_clear_error():
     with pytest.raises(ScreproError, match="two cells"):
         change.mse_top20_de(good, good[:1], good)
     with pytest.raises(ScreproError, match="one shape"):
-        change.imputation_pearson_pooled(good, good[:2], good > 0)
+        imputation.imputation_pearson_pooled(good, good[:2], good > 0)
     with pytest.raises(ScreproError, match="hidden"):
-        change.imputation_pearson_pooled(good, good, good < 0)
+        imputation.imputation_pearson_pooled(good, good, good < 0)
     with pytest.raises(ScreproError, match="finite"):
-        change.imputation_pearson_pooled(good, good * np.nan, good > 0)
+        imputation.imputation_pearson_pooled(good, good * np.nan, good > 0)
 
 
 def test_constant_genes_have_documented_values():

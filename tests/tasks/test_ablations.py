@@ -11,18 +11,12 @@ from screpro.errors import ScreproError
 from screpro.models.scdiff import ScDiffConfig
 from screpro.models.scdiff_variants import NOISED, VARIANTS, make
 from screpro.processes.gaussian import scaled_linear
-from screpro.tasks.ablations import (
-    Ablation,
-    annotate_variants,
-    candidate_gap,
-    impute_once,
-    impute_variants,
-    variant_errors,
-)
+from screpro.tasks.ablations import Ablation, annotate_variants, impute_variants
 from screpro.tasks.annotation import Labelled, ScDiffSettings
 from screpro.tasks.cells import Cells
 from screpro.tasks.diffusion_classifier import ClassifierErrors, classifier_errors
 from screpro.tasks.imputation import one_step
+from screpro.tasks.variant_answers import candidate_gap, impute_once, variant_errors
 
 SCHEDULE = scaled_linear()
 CANDIDATES = np.array([[1, 1], [1, 2], [2, 2], [2, 3]])

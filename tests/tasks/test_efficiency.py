@@ -14,14 +14,11 @@ from screpro.tasks.efficiency import (
     METHODS,
     compare_costs,
     cost_per_cell,
-    cuda_peak,
     multiply_adds,
-    plain_step,
-    saved_bytes,
     seconds_per_epoch,
     timing_cells,
-    training_memory,
 )
+from screpro.tasks.training_memory import cuda_peak, plain_step, saved_bytes, training_memory
 
 SMALL = DenoiserSettings(width=8, depth=2, heads=2, batch_size=16)
 

@@ -8,7 +8,7 @@ import torch
 from screpro import records
 from screpro.data.masks import hide, mar_mask
 from screpro.errors import ScreproError
-from screpro.metrics.change import imputation_pearson_pooled
+from screpro.metrics.imputation import imputation_pearson_pooled
 from screpro.processes.gaussian import scaled_linear
 from screpro.samplers.ddpm import ancestral
 from screpro.samplers.inpainting import inpaint
