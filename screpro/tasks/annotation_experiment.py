@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 
 from screpro.baselines import annotation as baselines
 from screpro.metrics.classification import classification_scores, macro_f1
@@ -85,7 +84,7 @@ def compare_methods(
         options = _chosen(run, labelled, protocol, method)
         train, validation, test = _parts(labelled, protocol, split)
         started, number = time.monotonic(), seed or 0
-        train = _both(train, validation)
+        train = train.joined(validation)
         annotator = None
         if method == "scdiff":
             annotator = None if protocol.tune else trained.get((split, number))
@@ -159,19 +158,6 @@ def study_classifier(
 def _parts(labelled: Labelled, protocol: Protocol, split: int) -> tuple[Cells, Cells, Cells]:
     validation = protocol.validation_fraction if protocol.tune else 0.0
     return train_test(labelled, split, test=protocol.test_fraction, validation=validation)
-
-
-def _both(first: Cells, second: Cells) -> Cells:
-    """Cells of two parts together."""
-    if not len(second.cell_type):
-        return first
-    return Cells(
-        counts=sp.vstack([first.counts, second.counts], format="csr"),
-        x=sp.vstack([first.x, second.x], format="csr"),
-        cell_type=np.concatenate([first.cell_type, second.cell_type]),
-        batch=np.concatenate([first.batch, second.batch]),
-        genes=first.genes,
-    )
 
 
 def _chosen(run: Run, labelled: Labelled, protocol: Protocol, method: str) -> dict[str, Any]:

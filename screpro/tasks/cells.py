@@ -26,3 +26,13 @@ class Cells(NamedTuple):
             batch=self.batch[indices],
             genes=self.genes,
         )
+
+    def joined(self, other: "Cells") -> "Cells":
+        """These cells, then those of `other`, which has the same genes and code spaces."""
+        return Cells(
+            counts=sparse.vstack([self.counts, other.counts], format="csr"),
+            x=sparse.vstack([self.x, other.x], format="csr"),
+            cell_type=np.concatenate([self.cell_type, other.cell_type]),
+            batch=np.concatenate([self.batch, other.batch]),
+            genes=self.genes,
+        )

@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 
 from screpro.baselines import label_projection as baselines
 from screpro.errors import ScreproError
@@ -85,7 +84,7 @@ def compare_methods(
             continue
         options = _chosen(run, labelled, protocol, method)
         train, validation, test = _parts(labelled, protocol, split)
-        train, number, seconds = _both(train, validation), seed or 0, 0.0
+        train, number, seconds = train.joined(validation), seed or 0, 0.0
         annotator = None if protocol.tune or method != "scdiff" else trained.get((split, number))
         if annotator is not None:
             seconds = annotator.seconds
@@ -102,19 +101,6 @@ def compare_methods(
 def _parts(labelled: Labelled, protocol: Protocol, split: int) -> tuple[Cells, Cells, Cells]:
     validation = protocol.validation_fraction if protocol.tune else 0.0
     return train_test(labelled, split, test=protocol.test_fraction, validation=validation)
-
-
-def _both(first: Cells, second: Cells) -> Cells:
-    """Cells of two parts together."""
-    if not len(second.cell_type):
-        return first
-    return Cells(
-        counts=sp.vstack([first.counts, second.counts], format="csr"),
-        x=sp.vstack([first.x, second.x], format="csr"),
-        cell_type=np.concatenate([first.cell_type, second.cell_type]),
-        batch=np.concatenate([first.batch, second.batch]),
-        genes=first.genes,
-    )
 
 
 def _chosen(run: Run, labelled: Labelled, protocol: Protocol, method: str) -> dict[str, Any]:

@@ -174,3 +174,13 @@ def test_tuning_takes_the_best_and_the_earlier_of_equals(labelled, protocol, mon
     assert annotation_experiment._chosen(run, labelled, tuned, "knn") == grid[chosen]
     assert len(run.frame()) == 3
     assert annotation_experiment._chosen(run, labelled, tuned._replace(tune=False), "knn") == grid[0]
+
+
+def test_joined_cells_are_the_cells_of_both(labelled):
+    cells, n = labelled.cells, len(labelled.cells.cell_type)
+    order = np.random.default_rng(0).permutation(n)
+    for cut in (0, 40, n):  # either part may be empty
+        again = cells.take(order[:cut]).joined(cells.take(order[cut:])).take(np.argsort(order))
+        assert (again.counts != cells.counts).nnz == 0 and (again.x != cells.x).nnz == 0
+        assert (again.cell_type == cells.cell_type).all() and (again.batch == cells.batch).all()
+        assert again.genes == cells.genes
