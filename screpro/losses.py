@@ -7,7 +7,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from screpro.models.scdiff import ScDiff, time_embedding
+from screpro.models.blocks import time_embedding
+from screpro.models.scdiff import ScDiff
 from screpro.processes.gaussian import Schedule
 from screpro.sparse import CellMatrix, SparseCells, matmul
 

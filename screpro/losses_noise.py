@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from screpro.losses import denoising_error
-from screpro.models.scdiff import ScDiff, Tokens, time_embedding
+from screpro.models.blocks import time_embedding
+from screpro.models.scdiff import ScDiff, Tokens
 from screpro.processes.gaussian import Schedule
 from screpro.sparse import CellMatrix, SparseCells, matmul
 

@@ -1,6 +1,7 @@
 """Does our network compute the same function as the authors'? Files of their weights, inputs and outputs decide."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -31,13 +32,15 @@ def check_file(path: str | Path) -> list[Row]:
     paper it belongs to is told by its weights, not by its name.
     """
     parts = _read(Path(path))
-    if "embedder.emb" not in parts["weight"]:
+    known = [compute for anchor, compute in NETWORKS.items() if anchor in parts["weight"]]
+    if not known:
         raise ScreproError(
-            "The weights must be those of a network this version rebuilds (scDiff's denoiser).",
+            "The weights must be those of a network this version rebuilds (scDiff's denoiser, scLDM's auto-encoder or "
+            "velocity network).",
             got=f"{path}: weights such as {', '.join(sorted(parts['weight'])[:3])}",
-            fix="pass a file of scDiff vectors",
+            fix="pass a file of scDiff or scLDM vectors",
         )
-    ours = _scdiff(parts)
+    ours = known[0](parts)
     rows = []
     for name, reference in parts["output"].items():
         if name not in ours:
@@ -87,12 +90,10 @@ def _scdiff(parts: dict) -> dict[str, np.ndarray]:
     """Outputs of our scDiff denoiser: context visible, hidden (annotation) and partly hidden (imputation)."""
     import torch
 
-    from screpro.models.scdiff import time_embedding
+    from screpro.models.blocks import time_embedding
     from screpro.models.scdiff_authors import from_authors
 
-    config = parts["config"]
-    weights = {name: torch.from_numpy(array) for name, array in parts["weight"].items()}
-    given = {name: torch.from_numpy(array) for name, array in parts["input"].items()}
+    config, weights, given = _tensors(parts)
     model = from_authors(weights, heads=config["num_heads"]).eval()
     labels = {name.removeprefix("condition/"): value.long() for name, value in given.items() if "/" in name}
     batch = labels.pop("batch", None)
@@ -108,3 +109,61 @@ def _scdiff(parts: dict) -> dict[str, np.ndarray]:
             outputs[f"x0_context_{name}"] = model(given["x_t"], given["t"], hidden=hidden, **shared)
         outputs["time_embedding"] = time_embedding(given["t"], model.config.width)
     return {name: value.numpy() for name, value in outputs.items()}
+
+
+def _scldm_autoencoder(parts: dict) -> dict[str, np.ndarray]:
+    """Latents, mean counts, inverse dispersion and loss per gene, padding visible as in theirs."""
+    import torch
+
+    from screpro.models.scldm_authors import autoencoder_from_authors
+
+    config, weights, given = _tensors(parts)
+    model = autoencoder_from_authors(weights, heads=config["n_head"], cross_heads=config["n_head_cross"])
+    with torch.no_grad():
+        z = model.encode_padded(given["context_ids"].long(), given["context_counts"])
+        logits, log_theta = model.split(model.logits(z))
+        asked = given["gene_ids"].long() - 1  # every cell may ask for genes of its own, in an order of its own
+        share = logits.gather(1, asked).softmax(-1)
+        mean, theta = given["library_size"].reshape(-1, 1) * share, log_theta.expand_as(logits).gather(1, asked).exp()
+        x = given["counts"].to(mean.dtype)
+        gamma = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+        nll = (theta + x) * torch.log1p(mean / theta) - torch.xlogy(x, mean / theta) - gamma
+    return {"z": z.numpy(), "mu": mean.numpy(), "theta": theta.numpy(), "nll": nll.numpy()}
+
+
+def _scldm_velocity(parts: dict) -> dict[str, np.ndarray]:
+    """Conditional, null and guided velocities, and those of one attribute at a time."""
+    import torch
+
+    from screpro.models.scldm_authors import velocity_from_authors
+    from screpro.samplers.guidance import additive, joint
+
+    config, weights, given = _tensors(parts)
+    model = velocity_from_authors(weights, heads=config["n_head"])
+    labels = {name.removeprefix("condition/"): value.long() for name, value in given.items() if "/" in name}
+    at = given["x"], given["t"]
+    with torch.no_grad():
+        outputs = {"velocity_null": model(*at), "velocity_conditional": model(*at, labels)}
+        outputs |= {f"velocity_{name}_only": model(*at, {name: label}) for name, label in labels.items()}
+        for name in parts["output"]:
+            if found := re.fullmatch(r"velocity_(additive_)?guided_w([\d.]+)", name):
+                weight = float(found[2])
+                guided = additive(model, labels, weights=weight) if found[1] else joint(model, labels, weight=weight)
+                outputs[name] = guided(*at)
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+def _tensors(parts: dict) -> tuple[dict, dict, dict]:
+    """Config, weights and inputs, arrays as tensors."""
+    import torch
+
+    weights, given = ({k: torch.from_numpy(v) for k, v in parts[kind].items()} for kind in ("weight", "input"))
+    return parts["config"], weights, given
+
+
+NETWORKS = {
+    "embedder.emb": _scdiff,
+    "input_layer.gene_embedding.weight": _scldm_autoencoder,
+    "input_proj.weight": _scldm_velocity,
+}
+"""A weight that only this network has -> what computes its outputs."""

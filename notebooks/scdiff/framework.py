@@ -87,7 +87,7 @@ from IPython.display import Markdown, display
 
 from screpro import data, records
 from screpro.data.preprocess import log_normalise
-from screpro.models.scdiff import time_embedding
+from screpro.models.blocks import time_embedding
 from screpro.plots import PALETTE, score_figure, use_style
 from screpro.processes.gaussian import scaled_linear
 from screpro.records.tables import spread

@@ -17,7 +17,6 @@ LayerNorm per block is dropped, value and gate of the feed-forward are two layer
 once per distinct condition instead of once per cell.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -27,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.models.blocks import time_embedding
 
-__all__ = ["ClassConditioner", "ScDiff", "ScDiffConfig", "Tokens", "time_embedding"]
+__all__ = ["ClassConditioner", "ScDiff", "ScDiffConfig", "Tokens"]
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,6 @@ class Tokens(NamedTuple):
 
     rows: Tensor
     index: Tensor | None = None
-
-
-def time_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoid of the integer time step, (B,) -> (B, D): [cos | sin] over a ladder of periods up to 10 000."""
-    half = width // 2
-    exponent = -math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float32) / half
-    # vectorised float32 exp is off by a few units in the last place, which t = 999 turns into 1e-5
-    angle = t.float()[..., None] * exponent.double().exp().float()
-    wave = torch.cat([angle.cos(), angle.sin()], dim=-1)
-    return F.pad(wave, (0, width - 2 * half))  # an odd width ends in a zero
 
 
 class GeneEmbedder(nn.Module):

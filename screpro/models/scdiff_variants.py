@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from screpro.errors import ScreproError
 from screpro.losses import linear_squared_error
-from screpro.models.scdiff import GeneEmbedder, ScDiff, ScDiffConfig, Tokens, time_embedding
+from screpro.models.blocks import time_embedding
+from screpro.models.scdiff import GeneEmbedder, ScDiff, ScDiffConfig, Tokens
 from screpro.processes.gaussian import Schedule
 from screpro.sparse import CellMatrix, SparseCells, matmul
 

@@ -59,6 +59,12 @@ def check(claim: str, test: Mapping[str, Any]) -> None:
             got=f"{claim}: missing {missing}, unknown {unknown}",
             fix="correct claims.toml",
         )
+    for name in ("supported", "contradicted"):
+        if test.get(name, "any") not in _SHARES:
+            raise ScreproError(
+                f"`{name}` of a test is a share of its parts", got=f"{claim}: {test[name]!r}",
+                fix=f"one of {', '.join(_SHARES)}",
+            )  # fmt: skip
     for part in test.get("parts", []):
         check(claim, part)
 
@@ -162,7 +168,8 @@ def _wins(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
             parts.append(f"{variant + ': ' if len(variants) > 1 else ''}{gaps}")
         sentences.append(f"{dataset} {'; '.join(parts)} {_where(found[0][dataset])}")
     evidence = (
-        f"{test['method']} ahead of {', '.join(against)} on {wins}, behind on {losses} of {len(sets)} data sets "
+        f"{test['method']} {'ahead of' if against else 'not behind'} {', '.join(against or not_behind)} on {wins}, "
+        f"behind on {losses} of {len(sets)} data sets "
         f"({needed} decide): {'; '.join(sentences)}"
     )
     return Verdict(word, evidence, used)
@@ -249,8 +256,20 @@ def _ratio(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
 def _above(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     """The mean of `method` exceeds `limit` by more than its standard error on every data set.
 
-    Contradicted when on every set the mean is at most the limit.
+    Contradicted when on every set the mean is at most `too_low`, by default the limit.
     """
+    return _beyond(test, results, 1, test.get("too_low", test["limit"]))
+
+
+def _below(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
+    """The mean of `method` is below `limit` by more than its standard error on every data set.
+
+    Contradicted when on every set the mean is at least the limit.
+    """
+    return _beyond(test, results, -1, test["limit"])
+
+
+def _beyond(test: Mapping[str, Any], results: "pd.DataFrame", sign: int, reversed_at: float) -> Verdict:
     rows = _rows(test, results, test.get("metric_variant", ""))
     used = rows[rows["method"].map(plain) == plain(test["method"])]
     found = {}
@@ -261,16 +280,19 @@ def _above(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     if len(found) < test["min_datasets"]:
         return _too_few(test, len(found), used)
     word = "inconclusive"
-    if all(mean - error > test["limit"] for mean, error, _ in found.values()):
+    if all(sign * (mean - test["limit"]) > error for mean, error, _ in found.values()):
         word = "supported"
-    elif all(mean <= test["limit"] for mean, _, _ in found.values()):
+    elif all(sign * (mean - reversed_at) <= 0 for mean, _, _ in found.values()):
         word = "contradicted"
     said = "; ".join(f"{d} {mean:+.3f} ± {error:.3f} ({n} runs)" for d, (mean, error, n) in found.items())
     return Verdict(word, f"{test['metric']}, {test['method']}: {said}", used)
 
 
 def _all(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
-    """Every part is supported; contradicted when any part is (``contradicted = "all"``: when every part is)."""
+    """Every part is supported (`supported`: "most" or "half" are); contradicted when any part is (or "most", "all").
+
+    "most" is more than half.
+    """
     import pandas as pd
 
     parts = [decide(part, results) for part in test["parts"]]
@@ -278,13 +300,19 @@ def _all(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     word = "inconclusive"
     if NOT_TESTED in words:
         word = NOT_TESTED
-    elif all(w == "supported" for w in words):
-        word = "supported"
-    elif {"any": any, "all": all}[test.get("contradicted", "any")](w == "contradicted" for w in words):
-        word = "contradicted"
+    else:
+        yes, no = (words.count(w) / len(words) for w in ("supported", "contradicted"))
+        if yes >= _SHARES[test.get("supported", "all")]:
+            word = "supported"
+        elif no >= _SHARES[test.get("contradicted", "any")]:
+            word = "contradicted"
     rows = [part.rows for part in parts if part.rows is not None]
     said = [part.evidence if part.word == NOT_TESTED else f"[{part.word}] {part.evidence}" for part in parts]
     return Verdict(word, ". ".join(said), pd.concat(rows, ignore_index=True) if rows else None)
+
+
+#: least share of the parts of a rule that "any", "half", "most" and "all" of them are
+_SHARES = {"any": 1e-9, "half": 0.5, "most": 0.5 + 1e-9, "all": 1.0}
 
 
 def _none(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
@@ -304,7 +332,8 @@ _KINDS: dict[str, tuple[Callable[[Mapping[str, Any], "pd.DataFrame"], Verdict], 
     "gap": (_gap_of, ("method", "against", "by", *_SHARED), ("other_below", *_MAYBE)),
     "within": (_within, ("methods", "base", "limit", *_SHARED), _MAYBE),
     "ratio": (_ratio, ("method", "against", "at_most", "too_much", *_SHARED), _MAYBE),
-    "above": (_above, ("method", "limit", *_SHARED), _MAYBE),
-    "all": (_all, ("parts",), ("contradicted",)),
+    "above": (_above, ("method", "limit", *_SHARED), ("too_low", *_MAYBE)),
+    "below": (_below, ("method", "limit", *_SHARED), _MAYBE),
+    "all": (_all, ("parts",), ("supported", "contradicted")),
     "none": (_none, (), ()),
 }

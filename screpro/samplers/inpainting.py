@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from screpro.errors import ScreproError
-from screpro.models.scdiff import ScDiff, time_embedding
+from screpro.models.blocks import time_embedding
+from screpro.models.scdiff import ScDiff
 from screpro.processes.gaussian import Schedule, scaled_linear
 from screpro.samplers.ddpm import progress
 from screpro.samplers.projected import Projection, ancestral_steps

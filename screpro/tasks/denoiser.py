@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from screpro.errors import ScreproError
 from screpro.losses import DenoisingLoss
-from screpro.models.scdiff import ScDiff, ScDiffConfig, time_embedding
+from screpro.models.blocks import time_embedding
+from screpro.models.scdiff import ScDiff, ScDiffConfig
 from screpro.processes.gaussian import scaled_linear
 from screpro.samplers.projected import Projection, Step, ancestral_steps, ddim_steps, projected
 from screpro.training import Fit, TrainConfig, fit

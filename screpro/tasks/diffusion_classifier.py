@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from screpro.errors import ScreproError
-from screpro.models.scdiff import ScDiff, Tokens, time_embedding
+from screpro.models.blocks import time_embedding
+from screpro.models.scdiff import ScDiff, Tokens
 from screpro.processes.gaussian import Schedule
 from screpro.sparse import SparseCells
 

@@ -27,8 +27,9 @@ from screpro.errors import ScreproError
 from screpro.losses import DenoisingLoss
 from screpro.losses_noise import NoiseScDiff, SkipNoiseScDiff, predict_clean
 from screpro.metrics.imputation import imputation_pearson_pooled
+from screpro.models.blocks import time_embedding
 from screpro.models.parallel_context import with_parallel_context
-from screpro.models.scdiff import ScDiff, time_embedding
+from screpro.models.scdiff import ScDiff
 from screpro.processes.gaussian import Schedule, scaled_linear
 from screpro.samplers.ddpm import Denoiser
 from screpro.sparse import SparseCells

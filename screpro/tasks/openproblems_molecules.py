@@ -15,7 +15,8 @@ import torch
 from screpro.data import simulate
 from screpro.errors import ScreproError
 from screpro.metrics.denoising import mcv_mse, mcv_poisson, split_counts
-from screpro.models.scdiff import ScDiff, time_embedding
+from screpro.models.blocks import time_embedding
+from screpro.models.scdiff import ScDiff
 from screpro.processes.gaussian import scaled_linear
 
 __all__ = ["SCORES", "Molecules", "deal", "denoise", "denoised_counts", "on_leaderboard_scale", "shallow_cells"]

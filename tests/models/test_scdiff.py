@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from screpro import parity
 from screpro.errors import ScreproError
-from screpro.models.scdiff import ScDiff, ScDiffConfig, Tokens, time_embedding
+from screpro.models.blocks import time_embedding
+from screpro.models.scdiff import ScDiff, ScDiffConfig, Tokens
 from screpro.models.scdiff_authors import from_authors
 
 VECTOR = "scdiff_celltype_batch.npz"

@@ -104,6 +104,37 @@ def test_parts_together():
     assert rules.decide({"kind": "all", "parts": parts}, table({("d", "other"): 1.0})).word == "not tested yet"
 
 
+def test_shares_of_parts():
+    """Two of three parts hold: enough for "most", not for "all"; one of three contradicted is not most of them."""
+    parts = [SHARED | {"kind": "above", "method": "ours", "limit": limit} for limit in (0.0, 0.1, 0.5)]
+    rows = table({("d", "ours"): 0.3})
+    rule = {"kind": "all", "parts": parts}
+    assert rules.decide(rule, rows).word == "contradicted"
+    assert rules.decide(rule | {"contradicted": "most"}, rows).word == "inconclusive"
+    assert rules.decide(rule | {"supported": "most", "contradicted": "most"}, rows).word == "supported"
+    assert rules.decide(rule | {"supported": "half", "contradicted": "all"}, rows).word == "supported"
+    with pytest.raises(ScreproError, match="a share of its parts"):
+        rules.check("X", rule | {"supported": "some"})
+
+
+def test_a_mean_below_a_limit():
+    test = {"kind": "below", "method": "ours", "limit": 0.5}
+    assert word(table({("d", "ours"): 0.1}), **test) == "supported"
+    assert word(table({("d", "ours"): 0.9}), **test) == "contradicted"
+
+
+def test_far_below_a_limit_to_be_contradicted():
+    test = {"kind": "above", "method": "ours", "limit": 0.5, "too_low": 0.0}
+    assert word(table({("d", "ours"): 0.2}), **test) == "inconclusive"
+    assert word(table({("d", "ours"): 0.0}), **test) == "contradicted"
+
+
+def test_not_behind_is_enough_where_nothing_has_to_be_beaten():
+    test = {"kind": "wins", "method": "ours", "against": [], "not_behind": ["rival"], "at_least": 1.0}
+    assert word(table({("d", "ours"): 0.5, ("d", "rival"): 0.5}), **test) == "supported"
+    assert word(table({("d", "ours"): 0.3, ("d", "rival"): 0.5}), **test) != "supported"
+
+
 def test_a_rule_with_a_wrong_field_is_refused():
     with pytest.raises(ScreproError, match="the test of a claim is one of"):
         rules.check("X", {"kind": "vote"})
@@ -111,8 +142,9 @@ def test_a_rule_with_a_wrong_field_is_refused():
         rules.check("X", SHARED | {"kind": "wins", "method": "a", "against": "b", "aginst": "c", "at_least": 1.0})
 
 
-def test_every_decidable_claim_of_scdiff_names_its_page():
-    for claim in load_claims("scdiff"):
+@pytest.mark.parametrize("paper", ["scdiff", "scldm"])
+def test_every_decidable_claim_names_its_page(paper):
+    for claim in load_claims(paper):
         assert claim.test["kind"] == "none" or claim.test["page"], claim.id
 
 

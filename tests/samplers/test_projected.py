@@ -6,7 +6,8 @@ import scipy.sparse as sp
 import torch
 
 from screpro.errors import ScreproError
-from screpro.models.scdiff import ScDiff, ScDiffConfig, time_embedding
+from screpro.models.blocks import time_embedding
+from screpro.models.scdiff import ScDiff, ScDiffConfig
 from screpro.processes.gaussian import Schedule, scaled_linear
 from screpro.samplers import inpainting
 from screpro.samplers.ddim import ddim

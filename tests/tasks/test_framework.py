@@ -8,7 +8,7 @@ import torch
 
 from screpro.errors import ScreproError
 from screpro.losses_noise import clean_from_noise, predict_clean
-from screpro.models.scdiff import time_embedding
+from screpro.models.blocks import time_embedding
 from screpro.processes.gaussian import scaled_linear
 from screpro.samplers.ddpm import ancestral
 from screpro.sparse import SparseCells
