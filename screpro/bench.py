@@ -13,6 +13,7 @@ import numpy as np
 
 from screpro.bench_kernels import OPERATIONS, kernels
 from screpro.bench_measure import turns
+from screpro.bench_scldm import scldm
 from screpro.errors import ScreproError
 
 __all__ = ["BENCHES", "run"]
@@ -231,6 +232,7 @@ def _dense_step(model, x, optimizer, n: int) -> Callable[[], None]:
 
 BENCHES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "annotate": annotate,
+    "scldm": scldm,
     "kernels": kernels,
     **{f"kernels-{name}": partial(kernels, name) for name in OPERATIONS},
 }

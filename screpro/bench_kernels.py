@@ -36,6 +36,7 @@ from screpro.bench_measure import (
     threads,
     turns,
 )
+from screpro.bench_mmd import mmd_case, rbf_mmd
 
 __all__ = ["OPERATIONS", "kernels"]
 
@@ -355,6 +356,7 @@ def _bytes(given) -> int:
 OPERATIONS: dict[str, Callable[[], Rows]] = {
     "energy-loss": networks.energy_loss,
     "energy-distance": energy_distance,
+    "rbf-mmd": lambda: rbf_mmd(memory=_memory("rbf-mmd")),
     "rank-sum": rank_sum,
     "rank-sum-large": rank_sum_large,
     "nb-loss": networks.nb_loss,
@@ -368,6 +370,7 @@ OPERATIONS: dict[str, Callable[[], Rows]] = {
 
 STREAMED: dict[str, Callable[[], tuple[Callable, Callable, Any]]] = {
     "energy-distance": _energy_case,
+    "rbf-mmd": mmd_case,
     "rank-sum": _rank_sum_case,
     "nearest-neighbour": _neighbour_case,
     "exact-w2": _w2_case,

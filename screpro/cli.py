@@ -230,6 +230,9 @@ def metrics(
     by: Annotated[str | None, typer.Option(help="Column of obs: scores inside each class too, and their mean.")] = None,
     perturbation: Annotated[str | None, typer.Option(help="Column of obs that names perturbations.")] = None,
     control: Annotated[str | None, typer.Option(help="Its value in control cells.")] = None,
+    generated_control: Annotated[
+        str | None, typer.Option(help="Its value in cells generated for the control condition: adds the null test.")
+    ] = None,
     hvg: Annotated[
         int | None, typer.Option(help="Only this many variable genes (seurat_v3 on the real counts); all by default.")
     ] = None,
@@ -240,13 +243,21 @@ def metrics(
     from screpro import cli_metrics
 
     cli_metrics.run(
-        real, generated, by=by, perturbation=perturbation, control=control, hvg=hvg, suite=suite, json_file=json_file
+        real,
+        generated,
+        by=by,
+        perturbation=perturbation,
+        control=control,
+        generated_control=generated_control,
+        hvg=hvg,
+        suite=suite,
+        json_file=json_file,
     )
 
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="annotate, kernels, or one operation, as in kernels-pca.")],
+    what: Annotated[str, typer.Argument(help="annotate, scldm, kernels, or one operation, as in kernels-pca.")],
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows and the machine's facts there.")
     ] = None,

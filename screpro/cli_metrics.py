@@ -42,6 +42,7 @@ mean cell, n times. Read 'at equal n' between ceiling and floors: most scores de
     "celleval": """\
 value: all cells, the number of a table. At equal n: half of the cells of each perturbation on both sides; ceiling: the
 other real half as prediction. Floors: the mean effect for every perturbation; no effect, the control cells.
+Control cells: the null test, as many of them at equal n as half of the real ones; its floor is real perturbed cells.
 """,
 }
 """What stands under the tables of a suite."""

@@ -305,6 +305,7 @@ measured("encoder block")
 show("Naive", "kernels/neighbours.py", "reference")
 show("Processor", "kernels/neighbours.py", "nearest")
 show("Triton", "kernels/gpu/neighbours.py")
+show("GPU: who lies within a radius", "kernels/gpu/cover.py", "cover_cuda")
 
 # %% tags=["hide-input"]
 agree(
@@ -325,14 +326,32 @@ measured("1-NN")
 # bound of the cost, and the gap between the two is printed beside the value.
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-show("Processor", "kernels/transport.py", "exact_w2")
-show("Triton: a half-step of Sinkhorn", "kernels/gpu/sinkhorn.py")
+show("Naive", "kernels/transport.py", "reference")
+show("Processor", "kernels/transport.py", "exact_w2", "lower_bound")
 
 # %%
 same = min(len(one), len(two))
 plan = transport.exact_w2(one[:same], two[:same])
 print(f"W2 {plan.value:.6f}; cost {plan.cost:.9f}, lower bound {plan.lower_bound:.9f}, gap {plan.gap:.1e}")
 measured("exact W2")
+
+# %% [markdown]
+# Where a gradient is wanted, or many small sets at once, the plan is blurred by an entropy. Sinkhorn's iteration then
+# alternates two sums of exponentials, naively over a stored matrix of costs. On a processor one sweep over blocks serves
+# both halves of an iteration; in Triton each half streams over the points and keeps a maximum and a sum per row, in
+# float32 as long as its rounding stays well below the tolerance, in float64 below that.
+
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
+show("Naive", "kernels/sinkhorn.py", "reference")
+show("Processor", "kernels/sinkhorn.py", "sinkhorn", "_sweep")
+show("Triton: a half-step of Sinkhorn", "kernels/gpu/sinkhorn.py")
+
+# %% tags=["hide-input"]
+n, d = 2000, 30
+display(counted(**{
+    f"one iteration, {n} x {d}, naive": {"operations": 2 * n**2 * 20, "bytes": 3 * 8 * 2 * n**2},
+    f"one iteration, {n} x {d}, one sweep": {"operations": n**2 * (2 * (d + 1) + 20), "bytes": 2 * 8 * n * (d + 2)},
+}))
 
 # %% [markdown]
 # ## 8. Principal components and the Fréchet distance

@@ -13,7 +13,7 @@ listed entry, less the bound on the rounding of the product, leaves possible for
 where that fails are compared with all points in float64. So the result is that of the float64 reference for any
 scale, offset or duplication of the points; only the order of exactly equal distances is free.
 
-On an NVIDIA GPU `gpu.neighbours` lists the candidates of k = 1 in Triton.
+On an NVIDIA GPU `gpu.neighbours` lists the candidates of k = 1 in Triton, and `gpu.cover` finds who is covered.
 """
 
 from dataclasses import dataclass, replace
@@ -98,7 +98,7 @@ def radius_cover(a, r, b) -> np.ndarray:
     Parameters
     ----------
     a
-        (n, d) points.
+        (n, d) points. Tensors on an NVIDIA GPU, both, are compared there.
     r
         (n,) radii, not negative.
     b
@@ -108,13 +108,20 @@ def radius_cover(a, r, b) -> np.ndarray:
     -------
     (m,) bool, from distances in float64. Cost 2 (d + 2) n m flops, O((n + m) d) bytes.
     """
-    a, b, r = points("a", a), points("b", b), np.asarray(r, np.float64)
+    on_gpu = all(isinstance(cloud, torch.Tensor) and cloud.is_cuda for cloud in (a, b))
+    if not on_gpu:
+        a, b = points("a", a), points("b", b)
+    r = np.asarray(r, np.float64)
     if r.shape != (len(a),) or not (r >= 0).all():
         raise ScreproError(
             "`r` holds one radius, 0 or larger, for every point of `a`.",
             got=f"shape {r.shape} for {len(a)} points, smallest {r.min(initial=np.inf)}",
             fix="pass the k-th distances of nearest(a, k)",
         )
+    if on_gpu:
+        from screpro.kernels.gpu.cover import cover_cuda
+
+        return cover_cuda(a, r, b)
     pairs = Pairs.of(b, a)  # a row is a point of b: it is done at its first hit
     # a pair within r has |b_j| <= |a_i| + r, hence a rounding of at most this
     limit = np.square(r / pairs.unit) + rounding_share(pairs) * np.square(2 * np.sqrt(pairs.norms_b) + r / pairs.unit)

@@ -1,6 +1,6 @@
-r"""Attention between the expressed genes of a cell and a few latent tokens, without padding and without (B, G, E).
+r"""Attention of a few latent tokens to the expressed genes of a cell, without padding.
 
-**Encoder** (pooling): L latent queries look at the $n_b$ tokens of the genes that cell b expresses,
+L latent queries look at the $n_b$ tokens of the genes that cell b expresses,
 
 $$o_{bl} = \sum_{t=1}^{n_b} \mathrm{softmax}_t\big(q_{bl} \cdot k_{bt} / \sqrt{D}\big)\, v_{bt} .$$
 
@@ -12,16 +12,9 @@ buckets padded to one length was measured and is slower at every size tried, for
 padding, gathering and masking. On a GPU the packed tokens go into one launch (``torch.nn.attention.varlen`` for half
 precision, the Triton kernel of ``gpu/set_attention.py`` otherwise).
 
-**Decoder**: every gene of the panel is a query and the latent tokens are the keys. Keys and values are tiny, but
-queries, attention output and everything after it up to the logit are (B, G, E). `decode_chunks` takes the genes in
-chunks, keeps only their logits (B, G), and computes a chunk again when its gradient is due. `decode_nll` puts the
-negative-binomial loss of ``screpro.kernels.nb`` on top. The softmax over genes needs the logits of all chunks before
-the first gradient is known; keeping them, 1/E of one activation, costs nothing, while the alternative, an online
-logsumexp in a first sweep and loss and gradient in a second, would compute the same two forward passes and could not
-return the logits. Operations: 4/3 of the unchunked ones. Memory: that of one chunk.
+The decoder, where every gene of the panel is a query, is ``kernels.gene_decoder``.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,15 +23,10 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from screpro.errors import ScreproError
-from screpro.kernels.nb import nb_softmax_nll
 
-__all__ = ["PackedCells", "decode_chunks", "decode_nll", "packed_cross_attention", "reference"]
-
-CHUNK_TOKENS = {"cpu": 8192, "cuda": 131072}
-"""Cells times genes in a chunk of the decoder: its activations stay near the cache, or fill a GPU."""
+__all__ = ["PackedCells", "packed_cross_attention", "reference"]
 
 
 class PackedCells(NamedTuple):
@@ -128,110 +116,6 @@ def reference(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor, n_
             heads.append(share @ values[start:stop, own])
         cells.append(torch.cat(heads, -1))
     return torch.stack(cells)
-
-
-def decode_chunks(
-    head: Callable[[Tensor, slice], Tensor],
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    *,
-    n_heads: int,
-    chunk: int | None = None,
-) -> Tensor:
-    """Attention of all genes to the latent tokens of each cell, and a head on top, in chunks of genes.
-
-    Parameters
-    ----------
-    head
-        What follows the attention, gene by gene: ``head(attended, genes)`` gets the attention output (B, g, E) of the
-        genes in the slice `genes` and returns (B, g) or (B, g, c). Residual, output projection, MLP and the linear to
-        the logit belong here; its own parameters get their gradients.
-    queries
-        (G, E), projected queries of the panel's genes, the same for every cell.
-    keys, values
-        (B, m, E), projected latent tokens.
-    n_heads
-        As for `packed_cross_attention`.
-    chunk
-        Genes at a time, at least 1. None: so many that cells times genes is about `CHUNK_TOKENS`. All genes in one
-        chunk are computed once, as without chunks.
-
-    Returns
-    -------
-    (B, G) or (B, G, c). With more than one chunk no tensor of size (B, G, E) exists at any time: forward keeps none of
-    a chunk's activations, backward computes them again, one chunk after another.
-    """
-    if queries.dim() != 2 or keys.dim() != 3 or keys.shape != values.shape or queries.shape[1] != keys.shape[2]:
-        raise ScreproError(
-            "Gene queries are (G, E), latent keys and values (B, m, E).",
-            got=f"{tuple(queries.shape)}, {tuple(keys.shape)} and {tuple(values.shape)}",
-            fix="pass projected tensors before they are split into heads",
-        )
-    _check_heads(queries.shape[1], n_heads)
-    if chunk is None:
-        chunk = max(1, CHUNK_TOKENS.get(queries.device.type, CHUNK_TOKENS["cuda"]) // max(len(keys), 1))
-    if chunk < 1:
-        raise ScreproError(
-            "A chunk has at least one gene.", got=f"chunk={chunk}", fix="pass chunk=None to have it chosen"
-        )
-    heads = n_heads, queries.shape[1] // n_heads
-
-    def run(q: Tensor, k: Tensor, v: Tensor, genes: slice) -> Tensor:
-        q, k, v = (t.unflatten(-1, heads).transpose(-2, -3) for t in (q, k, v))  # (H, g, D) and (B, H, m, D)
-        attended = F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v)
-        return head(attended.transpose(1, 2).flatten(2), genes)
-
-    if chunk >= len(queries):  # nothing to save
-        return run(queries, keys, values, slice(0, len(queries)))
-    parts, start = [], 0
-    for q in queries.split(chunk):
-        genes = slice(start, start + len(q))
-        parts.append(checkpoint(run, q, keys, values, genes, use_reentrant=False))
-        start += len(q)
-    return torch.cat(parts, 1)
-
-
-def decode_nll(
-    head: Callable[[Tensor, slice], Tensor],
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    *,
-    counts: Tensor,
-    library: Tensor,
-    log_theta: Tensor | None,
-    n_heads: int,
-    chunk: int | None = None,
-) -> Tensor:
-    """Negative-binomial loss of the decoder, genes in chunks: `decode_chunks` under `nb_softmax_nll`.
-
-    Parameters
-    ----------
-    head, queries, keys, values, n_heads, chunk
-        As for `decode_chunks`.
-    counts
-        (B, G) counts >= 0.
-    library
-        (B,) library sizes.
-    log_theta
-        (G,) shared by all cells; None if the head returns (B, g, 2) with the logit of the mean in channel 0 and log
-        theta in channel 1.
-
-    Returns
-    -------
-    (B,) nats, summed over genes.
-    """
-    logits = decode_chunks(head, queries, keys, values, n_heads=n_heads, chunk=chunk)
-    if logits.dim() != (3 if log_theta is None else 2):
-        raise ScreproError(
-            "The head returns a logit per gene if theta is shared, a logit and log theta if it is not.",
-            got=f"an output of shape {tuple(logits.shape)} {'without' if log_theta is None else 'and'} a shared theta",
-            fix="return (B, g) and pass log_theta, or return (B, g, 2) and pass log_theta=None",
-        )
-    if log_theta is None:
-        logits, log_theta = logits.unbind(-1)
-    return nb_softmax_nll(counts, logits, library, log_theta)
 
 
 def _on_gpu(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor, lengths: list[int], n_heads: int) -> Tensor:

@@ -60,6 +60,7 @@ def compare(
     by: str | None = None,
     perturbation: str | None = None,
     control: str | None = None,
+    generated_control: str | None = None,
     hvg: int | None = None,
     n_components: int = 30,
     seed: int = 0,
@@ -79,6 +80,9 @@ def compare(
     perturbation, control
         Column of `obs` in both that names the perturbation of a cell, and its value in control cells; for `celleval`.
         The control cells are those of `real`, on both sides.
+    generated_control
+        The value of that column in cells of `generated` that were made for the control condition, `control` or another
+        one. They are scored by the null test alone: how many genes tell them from real control cells?
     hvg
         Keep this many genes, the most variable by seurat_v3 on the real counts; None keeps all.
     n_components
@@ -91,9 +95,9 @@ def compare(
     Returns
     -------
     Report
-        Rows by suite, group (``all``, `MEAN`, ``column=class``) and metric, a name of the catalogue; NaN where a score
-        is not defined or a floor is of the other suite. Classes with fewer than two real or two generated cells are
-        skipped, and a note says so.
+        Rows by suite, group (``all``, `MEAN`, ``column=class``, ``control cells``) and metric, a name of the catalogue;
+        NaN where a score is not defined or a floor is of the other suite. Classes with fewer than two real or two
+        generated cells are skipped, and a note says so.
 
     Raises
     ------
@@ -104,7 +108,7 @@ def compare(
     """
     import pandas as pd
 
-    wanted = _wanted(suite, by=by, perturbation=perturbation, control=control)
+    wanted = _wanted(suite, by=by, perturbation=perturbation, control=control, generated_control=generated_control)
     pair = pair_of(real, generated, hvg=hvg)
     notes: list[str] = []
     if "celleval" in wanted:
@@ -113,10 +117,12 @@ def compare(
         labels = [
             column_of(*which, perturbation, "perturbation") for which in (("real", real), ("generated", generated))
         ]
-        effects = suite_perturbation.prepare(pair, labels, column=perturbation, control=control)
+        effects = suite_perturbation.prepare(
+            pair, labels, column=perturbation, control=control, generated_control=generated_control
+        )
     if suite == "all":
-        real, generated, pair = _without_controls(real, generated, pair, labels, control=control)
-        notes.append("control cells, the same on both sides, are left out of the scores of the suite scldm")
+        real, generated, pair = _without_controls(real, generated, pair, labels, controls=(control, generated_control))
+        notes.append("control cells are left out of the scores of the suite scldm")
     groups = groups_of(real, generated, by, notes=notes)
     rows: list[dict] = []
     if "scldm" in wanted:
@@ -129,12 +135,20 @@ def compare(
     return Report(pd.DataFrame(rows, columns=list(COLUMNS)), notes)
 
 
-def _wanted(suite: str, *, by: str | None, perturbation: str | None, control: str | None) -> tuple[str, ...]:
+def _wanted(
+    suite: str,
+    *,
+    by: str | None,
+    perturbation: str | None,
+    control: str | None,
+    generated_control: str | None,
+) -> tuple[str, ...]:
     if suite not in SUITES:
         raise ScreproError(f"--suite is one of {', '.join(SUITES)}.", got=suite, fix="choose one of them")
     given = {"--perturbation": perturbation, "--control": control}
     if suite == "scldm":
-        if named := [option for option, value in given.items() if value is not None]:
+        also = {"--generated-control": generated_control}
+        if named := [option for option, value in (given | also).items() if value is not None]:
             raise ScreproError(
                 "The suite scldm knows no perturbations.",
                 got=" and ".join(named),
@@ -159,9 +173,9 @@ def _wanted(suite: str, *, by: str | None, perturbation: str | None, control: st
 
 
 def _without_controls(
-    real: "AnnData", generated: "AnnData", pair: Pair, labels: list[np.ndarray], *, control: str
+    real: "AnnData", generated: "AnnData", pair: Pair, labels: list[np.ndarray], *, controls: tuple[str | None, ...]
 ) -> tuple["AnnData", "AnnData", Pair]:
-    of_real, of_generated = (np.flatnonzero(of != control) for of in labels)
+    of_real, of_generated = (np.flatnonzero(~np.isin(of, [label for label in controls if label])) for of in labels)
     if min(len(of_real), len(of_generated)) < 4:
         raise ScreproError(
             "The suite scldm compares at least four real with at least four generated cells that are not controls.",

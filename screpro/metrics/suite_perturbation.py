@@ -9,6 +9,11 @@
 ==================  ==================================================================================================
 
 The floors use all cells, as `value` does: their scores hardly depend on the number of cells.
+
+The null test has cells of its own, those generated for the control condition, in place of a perturbation's: `value` is
+all of them against all real control cells, `value_equal_n` and `ceiling` are as many generated or real ones against
+the other half of the real control cells, `floor_mean` is a generator that does not know its condition: real perturbed
+cells, drawn from all perturbations. `floor_control` is 0.
 """
 
 from collections.abc import Iterator
@@ -16,11 +21,23 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
+from screpro.errors import ScreproError
 from screpro.metrics.catalogue import catalogue
-from screpro.metrics.perturbation import TABLE_4, control_cells, mean_effect, read_pair, score, split_half
+from screpro.metrics.perturbation import (
+    TABLE_4,
+    control_cells,
+    mean_effect,
+    null_calls,
+    null_side,
+    read_pair,
+    score,
+    split_half,
+)
 from screpro.metrics.perturbation import compare as compare_effects
 from screpro.metrics.perturbation.cells import Cells, summary_side
+from screpro.metrics.perturbation.checks import check_values
 from screpro.metrics.report_input import Pair
 
 __all__ = ["Effects", "prepare", "rows"]
@@ -35,6 +52,9 @@ UNITS = {
 }
 """Units of the scores that are not shares."""
 
+CONTROLS = "control cells"
+"""Group of the null test: its cells are none of the other rows'."""
+
 
 class Effects(NamedTuple):
     """Cells of both files, checked, and the column that names their perturbations."""
@@ -42,9 +62,17 @@ class Effects(NamedTuple):
     real: Cells
     generated: Cells
     column: str
+    null: sp.csr_matrix | None  # (m, G) cells generated for the control condition
 
 
-def prepare(pair: Pair, labels: tuple[np.ndarray, np.ndarray], *, column: str, control: str) -> Effects:
+def prepare(
+    pair: Pair,
+    labels: tuple[np.ndarray, np.ndarray],
+    *,
+    column: str,
+    control: str,
+    generated_control: str | None = None,
+) -> Effects:
     """Check everything that can be wrong before anything is computed.
 
     Parameters
@@ -55,15 +83,26 @@ def prepare(pair: Pair, labels: tuple[np.ndarray, np.ndarray], *, column: str, c
         Perturbation of each real and each generated cell.
     column, control
         Name of the column they come from, and its value in control cells.
+    generated_control
+        Its value in the cells that were generated for the control condition, the control's own included; None: there
+        are none, and the control cells of the generated file are the real ones.
 
     Raises
     ------
     ScreproError
-        As ``screpro.metrics.perturbation.read_pair``.
+        As ``screpro.metrics.perturbation.read_pair``; fewer than two cells for the null test, or cells for it that are
+        the real control cells.
     """
     # Cell-Eval computes p-values in the precision of the matrix, which is single in nearly every file
-    sides = [(x.astype(np.float32), of) for x, of in zip((pair.real, pair.generated), labels, strict=True)]
-    return Effects(*read_pair(*sides, control=control, genes=pair.genes.tolist()), column)
+    real, generated = [(x.astype(np.float32), of) for x, of in zip((pair.real, pair.generated), labels, strict=True)]
+    null = None
+    if generated_control is not None:
+        made_for_control = generated[1] == generated_control
+        null = generated[0][made_for_control]
+        _check_null(null, real[0][real[1] == control], label=generated_control, column=column)
+        generated = tuple(part[~made_for_control] for part in generated)
+    cells = read_pair(real, generated, control=control, genes=pair.genes.tolist())
+    return Effects(*cells, column, null)
 
 
 def rows(effects: Effects, *, seed: int, notes: list[str]) -> Iterator[dict]:
@@ -108,6 +147,65 @@ def rows(effects: Effects, *, seed: int, notes: list[str]) -> Iterator[dict]:
                 "unit": UNITS.get(name, "share"),
                 "direction": every[name].direction,
             }
+    if effects.null is None:
+        notes.append("null test not made: no cells generated for the control condition are named (--generated-control)")
+    else:
+        yield _null_row(effects, seed=seed, notes=notes)
+
+
+def _null_row(effects: Effects, *, seed: int, notes: list[str]) -> dict:
+    """The null test beside its ceiling and its floor; a note says what it counts."""
+    rng = np.random.default_rng(seed)
+    real, made = effects.real, effects.null
+    is_control = real.codes == real.control_code
+    controls, perturbed = real.x[is_control], real.x[(real.codes >= 0) & ~is_control]
+    n, m = controls.shape[0], made.shape[0]
+    h = min(n // 2, m)
+    order = rng.permutation(n)
+    reference, other = controls[order[:h]], controls[order[h : 2 * h]]
+    cases = {
+        "value": (controls, made),
+        "value_equal_n": (reference, made[rng.permutation(m)[:h]]),
+        "ceiling": (reference, other),
+        "floor_mean": (controls, perturbed[rng.permutation(perturbed.shape[0])[:m]]),
+    }
+    values = {name: float(null_calls(null_side(*case))[0]) for name, case in cases.items()}
+    notes.append(
+        f"null_calls: {values['value']:.1%} of genes are called in cells generated for the control condition, "
+        f"{values['value_equal_n']:.1%} at equal n, {values['ceiling']:.1%} in other real control cells"
+    )
+    return {
+        "suite": "celleval",
+        "metric": "null_calls",
+        "variant": "null test",
+        "by": CONTROLS,
+        **values,
+        "floor_control": 0.0,  # tested against themselves
+        "n_real": n,
+        "n_generated": m,
+        "n_equal": h,
+        "n_genes": len(real.genes),
+        "unit": "share of genes",
+        "direction": catalogue()["null_calls"].direction,
+    }
+
+
+def _check_null(made: sp.csr_matrix, controls: sp.csr_matrix, *, label: str, column: str) -> None:
+    """Refuse cells that cannot be what a generator made for the control condition."""
+    if made.shape[0] < 2 or controls.shape[0] < 4:
+        raise ScreproError(
+            "The null test compares at least two generated control cells with at least four real ones.",
+            got=f"{made.shape[0]} generated cells with {column} = {label}, {controls.shape[0]} real control cells",
+            fix="name the cells of the generated file that were made for the control condition, or leave "
+            "--generated-control out",
+        )
+    check_values(made, what="generated control")
+    if made.shape == controls.shape and not (made != controls).nnz:
+        raise ScreproError(
+            "The null test needs cells that a generator made for the control condition.",
+            got=f"the real control cells, as {column} = {label}",
+            fix="generate control cells, or leave --generated-control out",
+        )
 
 
 def _half(cells: Cells, *, seed: int) -> Cells:

@@ -20,7 +20,7 @@ Where this differs from the code:
   computes theirs, for agreement with their numbers and their checkpoints.
 - their shipped configuration mixes by E_gene * log1p(count) ("log1p" here), which the LayerNorm that follows makes
   independent of the count; the default here is "projconcat".
-- the linear map after the decoder's last MLP and the head are one linear map, and are multiplied first (`logits`).
+- the decoder's last block runs at the cost of its tokens, with the same result (``kernels.gene_decoder``).
 - the gene table starts from N(0, 1), as theirs; theta starts from given values (`start_dispersion`), because it moves
   only about one learning rate a step on the log scale.
 """
@@ -33,8 +33,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.kernels.gene_decoder import GeneDecoder, decode_genes
 from screpro.kernels.nb import nb_softmax_nll
-from screpro.kernels.set_attention import PackedCells, decode_chunks, packed_cross_attention
+from screpro.kernels.set_attention import PackedCells, packed_cross_attention
 from screpro.models.blocks import EPSILON, SelfAttention, SwiGLU, check_heads, split_heads
 
 __all__ = ["CENSUS", "AutoEncoder", "AutoEncoderConfig", "Block", "CrossAttentionBlock", "GeneTokens"]
@@ -46,7 +47,7 @@ LIKELIHOOD = ("nb", "gaussian")
 
 @dataclass(frozen=True)
 class AutoEncoderConfig:
-    """Sizes of the auto-encoder; the paper's sweep is in its Tables 7 to 11 (`screpro.tasks.presets`)."""
+    """Sizes of the auto-encoder; the paper's sweep is in its Tables 7 to 11 (`screpro.tasks.presets_scldm`)."""
 
     n_genes: int
     width: int = 256  # D
@@ -68,7 +69,8 @@ CENSUS = {
     "70M": {"width": 512, "layers": 8, "tokens": 256, "channels": 16},
     "270M": {"width": 768, "layers": 16, "tokens": 256, "channels": 16},
 }
-"""Sizes of the Census models of section 4.3: 23.7, 75.9 and 269.9 million parameters, without the gene table."""
+"""Sizes of the Census models of section 4.3: 23.7, 75.9 and 269.9 million parameters, the gene table of 36 130 genes
+included."""
 
 
 class GeneTokens(nn.Module):
@@ -235,22 +237,25 @@ class AutoEncoder(nn.Module):
             0-based genes to ask for, in any order; None: the whole panel. The answer for a gene depends neither on
             the other genes asked nor on their order (Property 4).
         chunk
-            Genes at a time, see ``kernels.set_attention.decode_chunks``.
+            Genes at a time, see ``kernels.gene_decoder``.
         """
         h = self.from_latent(F.layer_norm(z, (self.config.channels,), eps=EPSILON))
         for block in self.decoder:
             h = block(h)
         block, raw = self.unpool, self.genes.genes(genes)
-        keys, values = block.keys_values(h)
-        # no norm and no activation stand between the MLP's last linear map and the head: D F -> F operations a gene
-        contracted = self.head.weight @ block.mlp.contract.weight  # (1 or 2, F)
-
-        def head(attended: Tensor, part: slice) -> Tensor:
-            residual = raw[part] + block.project(attended)
-            hidden = block.mlp.hidden(block.norm_mlp(residual))  # (B, g, F)
-            return self.head(residual) + F.linear(hidden, contracted)
-
-        out = decode_chunks(head, block.queries(raw), keys, values, n_heads=block.heads, chunk=chunk)
+        weights = GeneDecoder(
+            project=block.project.weight,
+            gamma=block.norm_mlp.weight,
+            beta=block.norm_mlp.bias,
+            epsilon=block.norm_mlp.eps,
+            gate=block.mlp.gate.weight,
+            value=block.mlp.value.weight,
+            contract=block.mlp.contract.weight,
+            head=self.head.weight,
+            bias=self.head.bias,
+            heads=block.heads,
+        )
+        out = decode_genes(raw, block.queries(raw), *block.keys_values(h), weights, chunk=chunk)
         return out if self.config.dispersion == "cell_gene" else out.squeeze(-1)
 
     def decode(self, z: Tensor, library: Tensor, genes: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from screpro.errors import ScreproError
 from screpro.metrics.imputation import imputation_pearson_per_cell, imputation_pearson_pooled
 from screpro.records import Run
 from screpro.tasks.denoiser import DenoiserSettings
-from screpro.tasks.imputation import Imputer, imputer_grid, one_step, train_imputer
+from screpro.tasks.imputation import Imputer, imputer_grid, train_imputer
 from screpro.tasks.imputation_ceiling import ORACLE, gene_type_oracle
 from screpro.tasks.tuning import best_setting, progress
 
@@ -41,6 +41,9 @@ DETERMINISTIC = {"gene_mean", "knn_smoothing", "magic", "alra", "saver"}
 
 SAME_CELLS = "one step, the inpainted cells"
 """Variant of scDiff's rows that `scdiff_inpainting` is compared with."""
+
+LATE = {1: "one step at t = 999", 5: "mean of 5 steps at t = 999"}
+"""Numbers of calls on pure noise, and the variants of scDiff's rows that they make."""
 
 CLEAN = {"item": "X-3", "variant": "clean"}
 """Rows of the variant in which counts are hidden before they are normalised."""
@@ -103,7 +106,7 @@ def compare_methods(
     types
         (n,) codes of the cell types for the oracle; without them it is left out.
     trained
-        scDiff networks that are there already, by (split, seed); used where nothing is tuned.
+        scDiff networks that are there already, by (split, seed); used where their settings are the chosen ones.
 
     Raises
     ------
@@ -232,8 +235,9 @@ class _Work:
         if method == "scdiff":
             self.score(mask, imputer.one_step(mask, seed=seed), split, method, seed)
             took = time.monotonic() - started
-            late = one_step(imputer.model, mask.x, mask.hidden, seed=seed, level=999, t=999)
-            self.score(mask, late, split, method, seed, item="X-4", variant="one step at t = 999")
+            for calls, variant in LATE.items():
+                late = imputer.late(mask, calls=calls, seed=seed)
+                self.score(mask, late, split, method, seed, item="X-4", variant=variant)
             if self._is_clean(method, split, seed):
                 clean = self.mask(split, clean=True)
                 again = self._network(clean, options, f"{split}, clean", seed)
@@ -272,8 +276,9 @@ class _Work:
 
     def _network(self, mask: ImputationMask, options: dict, split: int | str, seed: int) -> Imputer:
         """A trained network; one that was trained before a kill is read from its checkpoint."""
-        if (split, seed) in self.trained and not self.protocol.tune:
-            return self.trained[split, seed]
+        known = self.trained.get((split, seed))
+        if known is not None and known.settings == DenoiserSettings(**options):
+            return known
         # one file per unit of work: a killed run finds exactly the training it was in the middle of
         unit = json.dumps([self.protocol.dataset, split, seed, self.protocol.share, options], sort_keys=True)
         name = hashlib.sha256(unit.encode()).hexdigest()[:16]

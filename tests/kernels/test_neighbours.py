@@ -59,6 +59,16 @@ def test_it_agrees_with_sklearn_and_with_itself_reordered():
     np.testing.assert_array_equal(order[nearest(a, 3, b[order])[1]], index)
 
 
+def test_tensors_of_half_precision_are_points_as_they_are():
+    import torch
+
+    tensor = torch.from_numpy(cloud(127, 5)).bfloat16()
+    distances, index = nearest(tensor, 2)
+    expected = reference(tensor.float().numpy(), 2)
+    np.testing.assert_allclose(distances, expected[0], rtol=1e-12)
+    assert (index == expected[1]).mean() > 0.9  # rounded points are often equally far
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000))
 def test_cover_is_its_definition(n, m, seed):
     from scipy.spatial.distance import cdist
@@ -67,6 +77,30 @@ def test_cover_is_its_definition(n, m, seed):
     r = np.random.default_rng(seed).uniform(0, 2, n)
     expected = (cdist(a.astype(float), b.astype(float)) <= r[:, None]).any(axis=0)
     np.testing.assert_array_equal(radius_cover(a, r, b), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 60, 2**20])
+@pytest.mark.parametrize("scale", [1.0, 1e25])
+def test_cover_on_a_gpu_is_its_definition(monkeypatch, chunk, scale):
+    import torch
+
+    from screpro.kernels.gpu import cover
+
+    monkeypatch.setattr(cover, "CHUNK", chunk)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = cloud(30, 3) * np.float32(scale), cloud(50, 3, seed=1) * np.float32(scale)
+    r = np.random.default_rng(0).uniform(0, 1.5, 30) * scale
+    on_device = [torch.from_numpy(points).to(device) for points in (a, b)]
+    expected = radius_cover(a, r, b)
+    assert 5 < expected.sum() < 45
+    np.testing.assert_array_equal(cover.cover_cuda(on_device[0], r, on_device[1]), expected)
+    # a radius that is the distance of a neighbour, where float32 alone cannot tell
+    radius = nearest(b, 5)[0][:, -1]
+    assert cover.cover_cuda(on_device[1], radius, on_device[1]).all()
+    shorter = np.nextafter(nearest(a, 1, b[:1])[0][:1, 0], 0) * (1 - 1e-12)
+    assert not cover.cover_cuda(on_device[0][:1], shorter, on_device[1][:1]).any()
+    with pytest.raises(ScreproError, match="finite"):
+        cover.cover_cuda(on_device[0] * float("nan"), r, on_device[1])
 
 
 def test_a_radius_reaches_exactly_as_far_as_the_neighbour_that_defines_it():

@@ -1,4 +1,4 @@
-"""Packed attention and the chunked decoder: against the formula in float64, values and gradients, on awkward sets."""
+"""Packed attention: against the formula in float64, values and gradients, on awkward sets."""
 
 import os
 import subprocess
@@ -9,11 +9,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
-from torch.autograd.graph import saved_tensors_hooks
 
 from screpro.errors import ScreproError
-from screpro.kernels.nb import reference as nb_reference
-from screpro.kernels.set_attention import PackedCells, decode_chunks, decode_nll, packed_cross_attention, reference
+from screpro.kernels.set_attention import PackedCells, packed_cross_attention, reference
 
 
 def attended(function, queries, keys, values, offsets, n_heads, weight):
@@ -116,90 +114,6 @@ def test_wrong_input():
     for *arguments, message in cases:
         with pytest.raises(ScreproError, match=message):
             packed_cross_attention(*arguments)
-    with pytest.raises(ScreproError, match="at least one gene"):
-        decode_chunks(lambda x, _: x[..., 0], queries, keys[None], keys[None], n_heads=2, chunk=0)
-    with pytest.raises(ScreproError, match="Gene queries"):
-        decode_chunks(lambda x, _: x[..., 0], queries, keys, values, n_heads=2)
-
-
-def decoder(dtype=torch.float64, channels=1, seed=0):
-    """Queries, latent keys and values, weights of a head, and a head like scLDM's: residual, MLP, linear."""
-    generator = torch.Generator().manual_seed(seed)
-    queries, keys, values, table, first, last = (
-        torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
-        for size in ((23, 6), (4, 3, 6), (4, 3, 6), (23, 6), (11, 6), (channels, 11))
-    )
-    parameters = [t.requires_grad_() for t in (queries, keys, values, table, first, last)]
-
-    def head(out, genes):
-        x = F.layer_norm(out + table[genes], (6,))
-        y = F.linear(F.silu(F.linear(x, first)), last)
-        return y if channels > 1 else y[..., 0]
-
-    counts = torch.poisson(torch.full((4, 23), 0.4), generator=generator)
-    counts[0, 3] = 30
-    return parameters, head, counts, counts.sum(1) + 1
-
-
-def unfused(parameters, head, n_heads):
-    queries, keys, values, *_ = parameters
-    q, k, v = (t.unflatten(-1, (n_heads, -1)).transpose(-2, -3) for t in (queries.expand(4, 23, 6), keys, values))
-    weights = torch.softmax(q @ k.mT * (6 / n_heads) ** -0.5, -1)
-    return head((weights @ v).transpose(1, 2).flatten(2), slice(0, 23))
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 23, None])
-@pytest.mark.parametrize("shared", [True, False])
-def test_decoder_against_the_unfused_computation(chunk, shared):
-    parameters, head, counts, library = decoder(channels=1 if shared else 2)
-    log_theta = torch.linspace(-1, 2, 23, dtype=torch.float64, requires_grad=True) if shared else None
-    logits = unfused(parameters, head, 2)
-    z, t = (logits, log_theta) if shared else logits.unbind(-1)
-    expected = nb_reference(counts, z, library, t)
-    inputs = [*parameters, *([log_theta] if shared else [])]
-    weight = torch.tensor([0.1, 1.0, -2.0, 3.0])
-    wanted = torch.autograd.grad((expected * weight).sum(), inputs)
-    arguments = {"counts": counts, "library": library, "log_theta": log_theta, "n_heads": 2, "chunk": chunk}
-    loss = decode_nll(head, *parameters[:3], **arguments)
-    torch.testing.assert_close(loss, expected)
-    for ours, theirs in zip(torch.autograd.grad((loss * weight).sum(), inputs), wanted, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_decoder_in_float32():
-    parameters, head, counts, library = decoder(torch.float32)
-    exact, exact_head, *_ = decoder(torch.float64)
-    theta = torch.zeros(23)
-    wanted = torch.autograd.grad(
-        nb_reference(counts, unfused(exact, exact_head, 2), library, theta.double()).mean(), exact
-    )
-    loss = decode_nll(head, *parameters[:3], counts=counts, library=library, log_theta=theta, n_heads=2, chunk=5).mean()
-    for ours, theirs in zip(torch.autograd.grad(loss, parameters), wanted, strict=True):
-        assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
-
-
-def test_decoder_keeps_no_activation_of_all_genes():
-    """What autograd keeps between forward and backward stays below one (B, G, E) tensor."""
-    parameters, head, *_ = decoder()
-    kept: dict[int, int] = {}
-
-    def note(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with saved_tensors_hooks(note, lambda tensor: tensor):
-        decode_chunks(head, *parameters[:3], n_heads=2, chunk=4)
-        chunked = sum(kept.values())
-        kept.clear()
-        unfused(parameters, head, 2)
-    one = 4 * 23 * 6 * 8
-    assert chunked < one < sum(kept.values()) / 3
-
-
-def test_head_of_the_wrong_shape():
-    parameters, head, counts, library = decoder()
-    with pytest.raises(ScreproError, match="logit per gene"):
-        decode_nll(head, *parameters[:3], counts=counts, library=library, log_theta=None, n_heads=2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")

@@ -21,6 +21,7 @@ from screpro.tasks.gene_perturbation import (
     scdiff_grid,
     score,
     train_scdiff,
+    training_part,
 )
 
 GENES = tuple("abcdefgh")
@@ -128,6 +129,56 @@ def test_scdiff_predicts_an_unseen_gene_of_a_known_module(context):
     assert change[1, 10:20].mean() > change[1, :10].mean() + 0.2
 
 
+def test_predictions_share_their_noise():
+    """What two predictions differ in is their condition: the same perturbation twice is the same prediction."""
+    made = cells(n=8)
+    settings = replace(protocol().base, epochs=1)
+    trained = train_scdiff(made, settings, seed=0, threads=1)
+    twice = predict_scdiff(trained, made, [1, 6, 1], settings, seed=0)
+    np.testing.assert_array_equal(twice[0], twice[2])
+    assert np.abs(twice[0] - twice[1]).max() > 0
+
+
+def test_settings_that_differ_in_drawing_share_a_network():
+    grid = scdiff_grid(PRESETS["laptop"])
+    assert grid[0] == PRESETS["laptop"] and len(grid) == len(set(grid)) == 4
+    assert {(g.context, g.sampler) for g in grid} == {(c, s) for c in ("own", "control") for s in ("ddim", "one call")}
+    assert len({training_part(setting) for setting in grid}) == 2
+    assert training_part(replace(grid[0], inputs=3, sampler_steps=7)) == training_part(grid[0])
+    assert training_part(replace(grid[0], epochs=3)) != training_part(grid[0])
+
+
+def test_an_error_shared_by_all_generated_cells_is_found(monkeypatch):
+    """Right changes upon a wrong level: as printed the correlation is lost, against generated control it is 1."""
+    own = experiment.parts(cells(), protocol(), 0)
+    base = np.asarray(own.train.of(0).mean(axis=0)).ravel()
+    known = np.where(np.isfinite(own.test.means()), own.test.means(), own.train.means())
+    known[0] = base
+    change = known[own.held_out] - base
+    shift = 5 * np.random.default_rng(0).normal(size=G)
+
+    def predicted(trained, cells, perturbations, settings, *, seed):
+        return known[perturbations] + (shift if settings.sampler == "ddim" else 0)
+
+    monkeypatch.setattr(experiment, "predict_scdiff", predicted)
+    found = experiment.drawing(None, own, replace(protocol().base, sampler="one call"), seed=0)
+    assert found["control_error_ratio", "ddim"] == pytest.approx(np.sqrt((shift**2).mean() / (change**2).mean()))
+    assert found["control_error_ratio", "one call"] == 0
+    assert found["delta_pearson", "ddim"] < 0.6
+    for variant in ("ddim, generated control", "one call", "one call, generated control", "training perturbations"):
+        assert found["delta_pearson", variant] == pytest.approx(1)
+
+
+def test_one_call_has_the_level_of_control_cells_and_knows_what_it_was_trained_on():
+    made = cells()
+    own = experiment.parts(made, protocol(), 0)
+    settings = replace(protocol().base, context="control", sampler="one call", epochs=50)
+    trained = train_scdiff(own.train, settings, seed=0, threads=1)
+    found = experiment.drawing(trained, own, settings, seed=0)
+    assert found["control_error_ratio", "one call"] < 0.75  # well below the change that is predicted
+    assert found["delta_pearson", "training perturbations"] > 0.8
+
+
 def test_variants_of_the_score():
     made = cells()
     own = experiment.parts(made, protocol(), 0)
@@ -154,8 +205,8 @@ def test_experiment_adds_its_rows_once():
     assert set(main[main["metric"] == "mse_top20_de"]["method"]) == {*methods, experiment.CEILING}
     assert set(rows.loc[rows["item"] == "X-12", "method"]) == {"scdiff", "linear"}
     assert set(rows.loc[rows["item"] == "X-13", "method"]) == {"scdiff"}
-    assert (rows["item"] == "tuning").sum() == len(
-        set(scdiff_grid(short.base))
-    ) + 5  # with one epoch, half as many is the same
+    assert (rows["item"] == "tuning").sum() == len(scdiff_grid(short.base)) + 5
+    drawn = rows[(rows["item"] == "X-14") & (rows["metric"] == "control_error_ratio")]
+    assert drawn["method"].tolist() == ["scdiff"] * 2 and set(drawn["metric_variant"]) == {"ddim", "one call"}
     experiment.compare_methods(run, made, short, methods)
     assert len(run.frame()) == len(rows)

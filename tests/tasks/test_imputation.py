@@ -1,11 +1,14 @@
 """scDiff as an imputer, its experiment and the ceiling of simulated cells."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 
 from screpro import records
+from screpro.baselines.imputation import IMPUTERS
 from screpro.data.masks import hide, mar_mask
 from screpro.errors import ScreproError
 from screpro.metrics.imputation import imputation_pearson_pooled
@@ -13,7 +16,7 @@ from screpro.processes.gaussian import scaled_linear
 from screpro.samplers.ddpm import ancestral
 from screpro.samplers.inpainting import inpaint
 from screpro.tasks.denoiser import DenoiserSettings, build
-from screpro.tasks.imputation import one_step, train_imputer
+from screpro.tasks.imputation import PRESETS, Imputer, imputer_grid, one_step, train_imputer
 from screpro.tasks.imputation_ceiling import ORACLE, ceiling, gene_type_oracle, synthetic_cells, true_rate
 from screpro.tasks.imputation_experiment import Protocol, compare_methods, draw_mask, validation_mask
 
@@ -58,6 +61,46 @@ def test_one_step_does_not_see_the_hidden_values(model, synthetic, mask):
     assert not np.allclose(other.truth, mask.truth)
     seen, before = (one_step(model, each.x, each.hidden, seed=0) for each in (other, mask))
     np.testing.assert_allclose(seen, before, atol=1e-5)
+
+
+def test_late_answers_are_averaged_over_noise(model, mask):
+    imputer = Imputer(model, SMALL, 0.0, [])
+    at_end = {"level": 999, "t": 999}
+    calls = [one_step(model, mask.x, mask.hidden, seed=seed, **at_end) for seed in (5, 5 + 1_000_003)]
+    np.testing.assert_array_equal(imputer.late(mask, calls=1, seed=5), calls[0])
+    np.testing.assert_allclose(imputer.late(mask, calls=2, seed=5), np.mean(calls, axis=0), atol=1e-6)
+    # no noise is left out: two calls with different noise differ
+    assert (calls[0] != calls[1]).any()
+
+
+def test_the_grid_starts_with_its_base_and_is_no_longer_than_the_baselines():
+    for base in PRESETS.values():
+        grid = imputer_grid(base)
+        assert grid[0] == base and len(set(grid)) == len(grid)
+        assert len(grid) <= max(len(entry.grid) for entry in IMPUTERS.values())
+
+
+def test_a_network_is_trained_anew_only_for_other_settings(synthetic, monkeypatch):
+    from screpro.tasks import imputation_experiment as experiment
+
+    made = []
+
+    def train(x, settings, **_):
+        made.append(settings)
+        return Imputer(build(x.shape[1], settings, seed=0).eval(), settings, 0.0, [])
+
+    monkeypatch.setattr(experiment, "train_imputer", train)
+    chosen, ready = replace(SMALL, epochs=3), draw_mask(synthetic.counts, 0)
+    for given, expected in ((chosen, 0), (SMALL, 1)):
+        made.clear()
+        grids = {"scdiff": [asdict(chosen)]}
+        name = f"toy, {expected} trained"  # rows of the other round must not count as done
+        protocol = Protocol(dataset=name, splits=[0], seeds=[0], base=SMALL, tune=True, grids=grids)
+        trained = {(0, 0): train(ready.x, given)}
+        made.clear()
+        run = records.start("scdiff/imputation", tier="ci")
+        compare_methods(run, synthetic.counts, protocol, ["scdiff"], trained=trained)
+        assert len(made) == expected and all(settings == chosen for settings in made)
 
 
 def test_part_by_part_is_all_at_once_up_to_the_noise(model, mask):

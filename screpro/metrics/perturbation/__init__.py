@@ -25,7 +25,8 @@ Every metric is a function of one `Comparison`. `compare` makes it from cells, o
     pair = compare(real, generated)
     pds_l1(pair)
 
-`score_perturbations` does all of it and adds the references that make a number readable.
+`score_perturbations` does all of it and adds the references that make a number readable. `null_calls`, the null test,
+needs cells of its own, generated for the control condition: how many genes are called where nothing was changed?
 """
 
 from screpro.metrics.perturbation.calls import (
@@ -60,6 +61,7 @@ from screpro.metrics.perturbation.means import (
     pd_corr,
     r2_of_means,
 )
+from screpro.metrics.perturbation.null import null_calls, null_side
 from screpro.metrics.perturbation.references import control_cells, mean_effect, split_half
 from screpro.metrics.perturbation.score import PRINTED, TABLE_4, score, score_perturbations
 from screpro.metrics.perturbation.tables import Comparison, Side
@@ -91,6 +93,8 @@ __all__ = [
     "mae_of_means",
     "mean_effect",
     "mse_of_means",
+    "null_calls",
+    "null_side",
     "pd_corr",
     "pds_cosine",
     "pds_cosine_printed",
