@@ -35,6 +35,7 @@ class TrainConfig:
     schedule: str = "cosine"  # or "constant"
     warmup: float = 0.0  # share of all steps with a linearly rising rate
     weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     clip: float | None = None  # largest gradient norm
     ema: float | None = None  # decay of the moving average of the weights, with warm-up (1 + k) / (10 + k)
     seed: int = 0
@@ -109,6 +110,7 @@ def fit(
         model.parameters(),
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
+        betas=config.betas,
         fused=True,
     )
     wrapped, optimizer = fabric.setup(model, optimizer)
@@ -198,7 +200,7 @@ class _State:
     def __init__(self, model, optimizer, generator, config: TrainConfig, n_cells: int):
         self.model, self.optimizer, self.generator = model, optimizer, generator
         # the checkpoint interval has no effect on the result, so it may differ between the two calls
-        self.identity = {**asdict(config), "n_cells": n_cells}
+        self.identity = {**asdict(config), "betas": list(config.betas), "n_cells": n_cells}
         del self.identity["checkpoint_seconds"]
         self.decay = config.ema
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if config.ema else None

@@ -133,6 +133,7 @@ def train(
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
+        betas=(0.9, 0.95),  # Table 11
         clip=settings.clip,
         warmup=settings.warmup,
         seed=seed,
