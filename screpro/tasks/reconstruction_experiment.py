@@ -1,0 +1,300 @@
+"""The experiment behind the reconstruction page: scLDM's auto-encoder, scVI and a CFGen-like auto-encoder (Table 1).
+
+Every method gets the same training cells, the same panel and the same number of passes over the cells, and the same
+number of settings to choose from, by the reconstruction error on validation cells. The first entry of a grid is the
+published setting (scLDM: the starting point). Scored are the same test cells, whole (what the paper's tables do) and
+with half of the molecules encoded and the other half scored (`HALVES`), where copying the input does not help.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from screpro.baselines.registry import method_of
+from screpro.errors import ScreproError
+from screpro.metrics.reconstruction import re_nb_nll
+from screpro.records import Run
+from screpro.tasks.autoencoder import AutoEncoderSettings
+from screpro.tasks.reconstruction import (
+    DIRECTIONS,
+    Law,
+    Parts,
+    class_law,
+    copy_law,
+    global_law,
+    halves,
+    neighbour_law,
+    scores,
+)
+from screpro.tasks.tuning import best_setting, checkpoint_file, progress
+
+__all__ = ["HALVES", "LONGER", "METHODS", "NETWORKS", "TITLES", "Protocol", "Trained", "compare_methods", "train"]
+
+NETWORKS = ["scldm", "scvi", "cfgen_like"]
+"""What is trained; scLDM first."""
+
+TITLES = {
+    "scldm": "scLDM",
+    "scvi": "scVI",
+    "cfgen_like": "CFGen-like auto-encoder",
+    "global_mean": "One profile for all cells",
+    "class_mean": "One profile per cell type",
+    "neighbours": "15 nearest training cells",
+    "copy": "The cell itself",
+    "truth": "True mean and dispersion",
+}
+"""Every method of the page, and how a table prints it."""
+
+METHODS = [*NETWORKS, "global_mean", "class_mean", "neighbours", "copy"]
+
+HALVES = "other half of the molecules"
+"""Variant of the scores in which one half of every cell's molecules is encoded and the other half scored."""
+
+LONGER = "longer training"
+"""Variant in which scVI and the CFGen-like auto-encoder, whose passes are cheap, get more of them."""
+
+FIXED = ("counts", "labels", "n_labels", "seed", "threads", "epochs", "checkpoint", "title")
+"""What this module decides; everything else is an option of a baseline."""
+
+UNITS = {"re_nb_nll": "nats per cell"}
+
+GRIDS: dict[str, list[dict[str, Any]]] = {
+    "scldm": [{}, {"learning_rate": 2e-3}, {"batch_size": 16}],
+    "scvi": [{}, {"batch_size": 32}, {"batch_size": 32, "n_latent": 30, "learning_rate": 2e-3}],
+    "cfgen_like": [
+        {},
+        {"batch_size": 32},
+        {"batch_size": 32, "learning_rate": 2e-3, "clip": None, "schedule": "cosine"},
+    ],
+}
+"""Changes to try, of scLDM's starting point or of the published defaults of a baseline, which come first."""
+
+
+class Protocol(NamedTuple):
+    """How the comparison is run."""
+
+    dataset: str  # name in the result rows
+    split: int  # seed of the split, noted in the rows
+    seeds: Sequence[int]  # of weights, order of the cells and draws
+    base: AutoEncoderSettings  # scLDM's starting point; its number of epochs is everybody's
+    tune: bool  # choose among the settings of a grid on validation cells; otherwise its first
+    threads: int = 1
+    longer: int | None = None  # epochs of the variant `LONGER`, first seed only; None: not run
+    grids: Mapping[str, list[dict[str, Any]]] = MappingProxyType({})  # instead of a network's grid
+
+
+class Trained(NamedTuple):
+    """A trained network as a law of counts."""
+
+    law: Law
+    seconds: float
+    model: Any
+
+
+def train(
+    method: str,
+    counts: sp.csr_matrix,
+    options: Mapping[str, Any],
+    *,
+    base: AutoEncoderSettings,
+    epochs: int,
+    seed: int,
+    threads: int,
+    checkpoint=None,
+) -> Trained:
+    """Train one of `NETWORKS` on raw counts (n, G).
+
+    Parameters
+    ----------
+    options
+        Changes to `base` for scLDM, to the published defaults for the others.
+    epochs
+        Passes over the cells.
+    checkpoint
+        File from which an interrupted training continues; scVI starts again.
+
+    Raises
+    ------
+    ScreproError
+        The method is not one of `NETWORKS`, or an option is not one of its own.
+    """
+    if method == "scldm":
+        from screpro.tasks import autoencoder
+
+        known = {**asdict(base), "epochs": epochs}
+        if odd := [name for name in options if name not in known]:
+            raise ScreproError(
+                f"The options of scldm are {', '.join(known)}.", got=", ".join(odd), fix="use one of these names"
+            )
+        settings = AutoEncoderSettings(**{**known, **options})
+        done = autoencoder.train(counts, settings, seed=seed, threads=threads, checkpoint=checkpoint, title="scLDM")
+        return Trained(lambda x: autoencoder.reconstruct(done.model, x), done.fit.seconds, done.model)
+    if method == "cfgen_like":
+        fit = method_of(method, "count_autoencoder:fit", options, fixed=FIXED)
+        model = fit(
+            counts, seed=seed, threads=threads, epochs=epochs, checkpoint=checkpoint, title="CFGen-like", **options
+        )
+        return Trained(model.reconstruct, model.history.seconds, model)
+    if method == "scvi":
+        fit = method_of(method, "scvi_counts:fit", options, fixed=FIXED)
+        model = fit(counts, seed=seed, threads=threads, epochs=epochs, **options)
+        return Trained(model.reconstruct, model.seconds, model)
+    raise ScreproError("A network of the page is named by its key.", got=method, fix=f"choose {', '.join(NETWORKS)}")
+
+
+def compare_methods(
+    run: Run,
+    parts: Parts,
+    protocol: Protocol,
+    methods: Sequence[str] = METHODS,
+    *,
+    trained: Mapping[tuple[str, int], Trained] = MappingProxyType({}),
+    truth: tuple[np.ndarray, np.ndarray] | None = None,
+) -> None:
+    """Train and score every method; add its rows to `run`. What an interrupted run has measured is not repeated.
+
+    Parameters
+    ----------
+    run
+        Where the rows go.
+    parts, protocol, methods
+        Cells, how they are used and what is run on them. Types are needed by "class_mean" alone, which is left out
+        without them.
+    trained
+        Networks that are there already, by (method, seed), trained with the first entry of their grid.
+    truth
+        Mean (n, G) and theta of the test cells, if they are simulated: scored as the method "truth".
+
+    Raises
+    ------
+    ScreproError
+        Unknown method.
+    """
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise ScreproError(
+            "A method of the page is named by its key.",
+            got=", ".join(unknown),
+            fix=f"choose among {', '.join(METHODS)}",
+        )
+    work = _Work(run, parts, protocol, trained)
+    for method in (m for m in methods if m not in NETWORKS):
+        if not work.done(method, None) and (method != "class_mean" or parts.n_types):
+            work.untrained(method)
+    if truth is not None and not work.done("truth", None):
+        work.score("truth", None, {"": truth, HALVES: (truth[0][work.rows], truth[1])}, 0.0)
+    units = [(m, seed) for m in methods if m in NETWORKS for seed in protocol.seeds]
+    for method, seed in progress(units, protocol.dataset):
+        if not work.done(method, seed):
+            work.network(method, seed)
+
+
+class _Work:
+    """One comparison: chosen settings, networks kept from tuning, test cells whole and in halves."""
+
+    def __init__(self, run: Run, parts: Parts, protocol: Protocol, trained: Mapping[tuple[str, int], Trained]):
+        self.run, self.parts, self.protocol = run, parts, protocol
+        self.kept: dict[tuple[str, str], Trained] = {}  # first seed, by method and options
+        self.trained = dict(trained)
+        self.encoded, self.scored, self.rows = halves(parts.test, seed=protocol.split)
+
+    def done(self, method: str, seed: int | None) -> bool:
+        # seconds are recorded last: with them, every row of the unit is there
+        unit = {"dataset": self.protocol.dataset, "split": str(self.protocol.split), "method": method, "seed": seed}
+        return self.run.done(**unit, metric="fit")
+
+    def score(
+        self, method: str, seed: int | None, laws: Mapping[str, tuple[np.ndarray, np.ndarray]], seconds: float
+    ) -> None:
+        """Rows of reconstructions (mean, theta) by variant, and the seconds of fitting."""
+        common = {"dataset": self.protocol.dataset, "split": self.protocol.split, "method": method, "seed": seed}
+        for variant, (mean, theta) in laws.items():
+            counts = self.scored if variant == HALVES else self.parts.test
+            item = "Table 1" if variant == "" else "X-1"
+            for metric, value in scores(counts, mean, theta, seed=seed or 0).items():
+                if not np.isfinite(value):
+                    continue  # a mean of 0 where a count was seen: no number to record
+                self.run.add(
+                    **common, item=item, metric=metric, metric_variant=variant, value=value,
+                    unit=UNITS.get(metric, ""), direction=DIRECTIONS[metric], n_real=counts.shape[0],
+                    n_genes=counts.shape[1],
+                )  # fmt: skip
+        self.run.add(
+            **common, item="X-2", metric="fit", value=seconds, unit="s", direction="lower",
+            n_real=self.parts.train.shape[0], n_genes=self.parts.train.shape[1],
+        )  # fmt: skip
+
+    def untrained(self, method: str) -> None:
+        started, parts = time.monotonic(), self.parts
+        if method == "class_mean":
+            whole, half = (
+                class_law(parts.train, parts.train_types, types, n_types=parts.n_types)
+                for types in (parts.test_types, parts.test_types[self.rows])
+            )
+        else:
+            make = {"global_mean": global_law, "neighbours": neighbour_law, "copy": copy_law}[method]
+            whole = half = make(parts.train)
+        seconds = time.monotonic() - started
+        self.score(method, None, {"": whole(parts.test), HALVES: half(self.encoded)}, seconds)
+
+    def network(self, method: str, seed: int) -> None:
+        options = self.chosen(method)
+        found = self.fitted(method, options, seed)
+        laws = {"": found.law(self.parts.test), HALVES: found.law(self.encoded)}
+        longer = self.protocol.longer
+        if longer and method != "scldm" and seed == self.protocol.seeds[0]:
+            laws[LONGER] = self._train(method, options, seed, longer).law(self.parts.test)
+        self.score(method, seed, laws, found.seconds)
+        self._file(method, options, seed).unlink(missing_ok=True)
+
+    def fitted(self, method: str, options: dict[str, Any], seed: int) -> Trained:
+        """A network trained before, or now."""
+        if options == self.grid(method)[0] and (method, seed) in self.trained:
+            return self.trained[method, seed]
+        if seed == self.protocol.seeds[0] and (found := self.kept.pop((method, repr(options)), None)):
+            return found
+        return self._train(method, options, seed, self.protocol.base.epochs)
+
+    def _train(self, method: str, options: dict[str, Any], seed: int, epochs: int) -> Trained:
+        own = epochs == self.protocol.base.epochs
+        return train(
+            method, self.parts.train, options, base=self.protocol.base, epochs=epochs, seed=seed,
+            threads=self.protocol.threads, checkpoint=self._file(method, options, seed) if own else None,
+        )  # fmt: skip
+
+    def _file(self, method: str, options: dict[str, Any], seed: int):
+        p = self.protocol
+        return checkpoint_file(self.run, p.dataset, p.split, method, seed, asdict(p.base), options)
+
+    # --- tuning -------------------------------------------------------------------------------------------
+
+    def chosen(self, method: str) -> dict[str, Any]:
+        """Options with the smallest error on the validation cells, first seed; each tried setting leaves a row."""
+        grid = self.grid(method)
+        if len(grid) == 1:
+            return grid[0]
+        p, seed, counts = self.protocol, self.protocol.seeds[0], self.parts.validation
+        work = {"dataset": p.dataset, "split": f"{p.split}, validation", "method": method, "seed": seed}
+
+        def score(options: dict[str, Any]) -> float:
+            found = self.kept[method, repr(options)] = self.fitted(method, options, seed)
+            return re_nb_nll(counts, *found.law(counts))
+
+        sizes = {"n_real": counts.shape[0], "n_genes": counts.shape[1]}
+        best = best_setting(
+            self.run, grid, score, work=work, metric="re_nb_nll", direction="lower", unit=UNITS["re_nb_nll"], **sizes
+        )
+        for options in grid:  # networks that lost are not needed again
+            if options != best:
+                self.kept.pop((method, repr(options)), None)
+                self._file(method, options, seed).unlink(missing_ok=True)
+        return best
+
+    def grid(self, method: str) -> list[dict[str, Any]]:
+        """Settings to choose from; the first alone where nothing is tuned."""
+        grid = list(self.protocol.grids.get(method, GRIDS[method]))
+        return grid if self.protocol.tune else grid[:1]

@@ -1,0 +1,220 @@
+"""Floors, ceilings and the experiment of the reconstruction page."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+
+from screpro import records
+from screpro.data import simulate
+from screpro.errors import ScreproError
+from screpro.kernels.nb import nb_nll
+from screpro.metrics.reconstruction import pcc_nb_draw, pcc_nb_mean, re_nb_nll
+from screpro.tasks import reconstruction_experiment as experiment
+from screpro.tasks.autoencoder import AutoEncoderSettings
+from screpro.tasks.imputation_ceiling import synthetic_cells
+from screpro.tasks.reconstruction import (
+    class_law,
+    copy_law,
+    global_law,
+    halves,
+    likeliest_theta,
+    neighbour_law,
+    prepare,
+    scores,
+)
+
+TINY = AutoEncoderSettings(width=8, tokens=2, channels=4, layers=1, heads=2, cross_heads=2, epochs=1)
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return simulate.cells(240, 60, 3, depth=200, separation=2.0, rng=np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def parts(adata):
+    return prepare(adata, split=0)
+
+
+def test_likeliest_theta_is_a_maximum_and_finds_the_true_value():
+    rng = np.random.default_rng(0)
+    theta = np.array([0.3, 1.0, 5.0])
+    mean = rng.uniform(2, 20, (4000, 3))
+    counts = rng.poisson(rng.gamma(theta, mean / theta)).astype(float)
+    counts[:, 2] += counts.sum(1) == 0
+    # the search scales means to the totals of the cells; a large fourth gene makes that scale 1 but for noise
+    counts = np.column_stack([counts, rng.poisson(5000, 4000)])
+    mean = np.column_stack([mean, np.full(4000, 5000.0)])
+    found = likeliest_theta(sp.csr_matrix(counts), mean)
+    np.testing.assert_allclose(found[:3], theta, rtol=0.1)
+    scaled = torch.from_numpy(mean * (counts.sum(1) / mean.sum(1))[:, None])
+
+    def loss(value, g):
+        one = (slice(None), slice(g, g + 1))
+        return float(nb_nll(torch.from_numpy(counts)[one], scaled[one], torch.tensor([value])).sum())
+
+    for g in range(3):
+        assert loss(found[g], g) < min(loss(found[g] * 1.02, g), loss(found[g] / 1.02, g))
+
+
+def test_a_gene_without_extra_variance_is_poisson():
+    rng = np.random.default_rng(0)
+    counts = sp.csr_matrix(rng.multinomial(50, np.full(5, 0.2), size=500).astype(float))
+    assert (likeliest_theta(counts, np.ones(counts.shape)) > 1e3).all()
+
+
+def test_copying_pays_one_nat_for_every_gene_seen_once():
+    rng = np.random.default_rng(0)
+    counts = sp.csr_matrix((rng.random((10, 4000)) < 0.02).astype(float))
+    found = re_nb_nll(counts, *copy_law(counts)(counts))
+    np.testing.assert_allclose(
+        found, counts.nnz / 10, rtol=0.02
+    )  # the tenth of a molecule for unseen genes costs little
+
+
+def test_floors_stand_in_the_right_order(parts):
+    laws = {
+        "global": global_law(parts.train),
+        "class": class_law(parts.train, parts.train_types, parts.test_types, n_types=parts.n_types),
+        "neighbours": neighbour_law(parts.train),
+    }
+    found = {name: scores(parts.test, *law(parts.test), seed=0) for name, law in laws.items()}
+    # neighbours are found by the counts that are scored, so they may pass the law of the types, which is the truth here
+    assert max(found["class"]["re_nb_nll"], found["neighbours"]["re_nb_nll"]) < found["global"]["re_nb_nll"] - 3
+    # the same for every cell: nothing to correlate with but the noise of the draw
+    assert abs(found["global"]["pcc_nb_draw"]) < 0.1 < found["class"]["pcc_nb_draw"]
+    mean, _ = laws["global"](parts.test)
+    np.testing.assert_allclose(mean.sum(1), 1)
+    with pytest.raises(ScreproError, match="whose types"):
+        laws["class"](parts.test[:3])
+
+
+def test_neighbours_leave_the_cell_itself_out():
+    """With itself among its neighbours a training cell is predicted too well, and theta too large for other cells."""
+    rng = np.random.default_rng(0)
+    cells = sp.csr_matrix(rng.poisson(rng.gamma(1.0, 3.0, (600, 20))).astype(float) + 1)
+    test = cells[300:]
+    mean, theta = neighbour_law(cells[:300], neighbours=5)(test)
+    error = re_nb_nll(test, mean, theta)
+    assert error < re_nb_nll(test, mean, 2 * theta) and error < re_nb_nll(test, mean, theta / 2)
+
+
+def test_halves_add_up_and_the_truth_is_beaten_by_copying_on_whole_cells_only():
+    made = synthetic_cells(n_cells=300, n_genes=100, n_types=3, seed=0)
+    first, second, rows = halves(made.counts, seed=1)
+    assert (first + second != made.counts[rows]).nnz == 0
+    assert (first.sum(1) > 0).all() and (second.sum(1) > 0).all()
+    assert abs(first.sum() / made.counts.sum() - 0.5) < 0.01
+    theta = np.full(made.counts.shape[1], 5.0)
+    copy = copy_law(made.counts)
+    whole = {"truth": (made.rate, theta), "copy": copy(made.counts)}
+    other = {"truth": (made.rate[rows], theta), "copy": copy(first)}
+    error = {name: re_nb_nll(made.counts, *law) for name, law in whole.items()}
+    error_half = {name: re_nb_nll(second, *law) for name, law in other.items()}
+    assert error["copy"] < error["truth"] and error_half["copy"] > error_half["truth"] + 10
+
+
+def test_a_draw_from_the_truth_correlates_by_the_share_of_variance_that_is_not_noise():
+    """Gaussian limit: large counts of two levels, theta the only noise that counts."""
+    rng = np.random.default_rng(0)
+    level = np.where(rng.random((1280, 1)) < 0.5, 90.0, 110.0)
+    mean = np.hstack([level, np.full((1280, 1), 1e6)])  # the second gene fixes the total
+    theta = np.array([100.0, 1e9])
+    counts = rng.poisson(rng.gamma(theta, mean / theta)).astype(float)
+    # variance of the level 100, of the noise about 100 + 100^2 / 100
+    share = 100 / (100 + 100 + 100**2 / 100 + 100 / 100)
+    gene = slice(0, 1)
+    s = np.log1p(1e4 * counts[:, gene] / counts.sum(1, keepdims=True))
+    again = rng.poisson(rng.gamma(theta, mean / theta)).astype(float)
+    t = np.log1p(1e4 * again[:, gene] / again.sum(1, keepdims=True))
+    np.testing.assert_allclose(np.corrcoef(s.T, t.T)[0, 1], share, atol=0.06)
+    np.testing.assert_allclose(np.corrcoef(s.T, level.T)[0, 1], np.sqrt(share), atol=0.06)
+    assert pcc_nb_mean(counts, mean) > pcc_nb_draw(counts, mean, theta, rng=rng)
+
+
+def test_the_panel_is_chosen_on_training_cells(adata, parts):
+    assert parts.train.shape[0] + parts.validation.shape[0] + parts.test.shape[0] == 240
+    few = prepare(adata, split=0, n_genes=20, n_train=100)
+    assert few.train.shape == (100, 20) and few.test.shape[0] == 48
+    from screpro.data.splits import cell_split
+
+    changed = adata.copy()
+    held_out = cell_split(240, seed=0, test=0.2, validation=0.1).test
+    dense = changed.X.toarray()
+    dense[held_out] = np.random.default_rng(1).permutation(dense[held_out].T).T
+    changed = AnnData(sp.csr_matrix(dense), obs=adata.obs, var=adata.var)
+    assert prepare(changed, split=0, n_genes=20, n_train=100).genes == few.genes
+
+
+def test_a_shipped_split_is_kept(adata):
+    given = adata.copy()
+    with pytest.raises(ScreproError, match="split"):
+        prepare(given, split=0, shipped=True)
+    given.obs["split"] = np.where(np.arange(240) < 200, "train", "test")
+    found = prepare(given, split=0, shipped=True)
+    assert [part.shape[0] for part in (found.train, found.validation, found.test)] == [180, 20, 40]
+    order = np.random.RandomState(42).permutation(200)
+    genes = [list(given.var_names).index(g) for g in found.genes]
+    assert (found.validation != given.X[order[180:]][:, genes]).nnz == 0
+
+
+def test_the_experiment_scores_resumes_and_tunes(parts, monkeypatch):
+    run = records.start("scldm/reconstruction", tier="ci")
+    grids = {
+        "scldm": [{}, {"learning_rate": 1e-6}],
+        "cfgen_like": [{"hidden": (16,), "learning_rate": 1e-6}, {"hidden": (16,), "batch_size": 8}],
+    }
+    protocol = experiment.Protocol("toy", 0, [0, 1], TINY, True, grids=grids, longer=2)
+    methods = ["scldm", "cfgen_like", "global_mean", "class_mean", "neighbours", "copy"]
+    experiment.compare_methods(run, parts, protocol, methods)
+    rows = run.frame()
+    found = rows[(rows["item"] != "tuning") & (rows["metric"] == "re_nb_nll")]
+    assert set(found["method"]) == set(methods)
+    assert set(found["metric_variant"]) == {"", experiment.HALVES, experiment.LONGER}
+    longer = found[found["metric_variant"] == experiment.LONGER]
+    assert list(longer["method"]) == ["cfgen_like"] and list(longer["seed"]) == [0]
+    assert (found[found["method"] == "scldm"].groupby("metric_variant")["seed"].nunique() == 2).all()
+    tried = rows[rows["item"] == "tuning"]
+    assert len(tried) == 4 and set(tried["split"]) == {"0, validation"}
+    # the better setting on validation cells made the scores: a rate of 1e-6 learns nothing
+    worst = tried.groupby("method")["value"].max()
+    own = found[(found["metric_variant"] == "")].groupby("method")["value"].mean()
+    assert own["cfgen_like"] < worst["cfgen_like"]
+    before = len(rows)
+    monkeypatch.setattr(experiment, "train", None)  # nothing may be trained again
+    experiment.compare_methods(run, parts, protocol, methods)
+    assert len(run.frame()) == before
+    assert not list((run.folder / "checkpoints").glob("*"))
+    with pytest.raises(ScreproError, match="key"):
+        experiment.compare_methods(run, parts, protocol, ["scgpt"])
+
+
+@pytest.mark.parametrize("method", experiment.NETWORKS)
+def test_a_misspelt_option_is_refused(parts, method):
+    with pytest.raises(ScreproError, match="options"):
+        experiment.train(method, parts.train, {"laers": 3}, base=TINY, epochs=1, seed=0, threads=1)
+
+
+def test_a_network_that_is_there_is_not_trained_again_and_the_truth_has_rows(parts, monkeypatch):
+    run = records.start("scldm/reconstruction", tier="ci")
+    protocol = experiment.Protocol("toy", 0, [0], TINY, False)
+    done = experiment.train("scldm", parts.train, {}, base=TINY, epochs=1, seed=0, threads=1)
+    monkeypatch.setattr(experiment, "train", None)
+    truth = np.ones(parts.test.shape), np.ones(parts.test.shape[1])
+    experiment.compare_methods(run, parts, protocol, ["scldm"], trained={("scldm", 0): done}, truth=truth)
+    rows = run.frame()
+    assert set(rows["method"]) == {"scldm", "truth"}
+    own = rows[(rows["method"] == "scldm") & (rows["metric"] == "re_nb_nll") & (rows["metric_variant"] == "")]
+    np.testing.assert_allclose(own["value"], re_nb_nll(parts.test, *done.law(parts.test)))
+
+
+def test_cells_without_types_have_no_class_law(adata):
+    unlabelled = adata.copy()
+    del unlabelled.obs["cell_type"]
+    parts = prepare(unlabelled, split=0)
+    assert parts.n_types == 0
+    run = records.start("scldm/reconstruction", tier="ci")
+    experiment.compare_methods(run, parts, experiment.Protocol("toy", 0, [0], TINY, False), ["class_mean", "copy"])
+    assert set(run.frame()["method"]) == {"copy"}
