@@ -314,7 +314,7 @@ def gaussian_nll(counts: Tensor, mean: Tensor, log_precision: Tensor) -> Tensor:
 
 
 def pack_all(counts: Tensor) -> PackedCells:
-    """Every gene of every cell as a token, zeros included: the "zero padding" input of Table 12. Counts (B, G)."""
+    """Every gene of every cell as a token, zeros included: the "full context" input of Table 12. Counts (B, G)."""
     n, genes = counts.shape
     ids = torch.arange(genes, device=counts.device).repeat(n)
     return PackedCells(ids, counts.float().flatten(), torch.arange(n + 1) * genes)
