@@ -585,6 +585,10 @@ records.verdicts("scldm", ["L9", "L10", "L11", "L17"], rows)
 # that depends on the type the perturbation alone has mean 0, and the rule sends cells of every $p$ towards $a_k$: it
 # cannot express an interaction. The joint rule can, for pairs it was shown.
 # :::
+#
+# :::{exercise-start}
+# :label: ex-scldm-perturbation-library
+# :::
 # How much of the distance is a matter of library sizes? Decode the same latents of the first model at the library sizes
 # of the real held-out cells, which no method may know, and compare the three distances.
 # :::{exercise-end}

@@ -1,0 +1,346 @@
+"""The experiment behind the generation page: scLDM and every baseline on one split (section 4.1, Tables 2 and 13).
+
+Every method learns from the same training cells, once per seed, and generates one cell per test cell: a sample without
+condition, and one with the test cells' labels. Both are scored on variable genes and on all genes of the panel. A
+baseline's setting is chosen on a part of the training cells set apart; scLDM runs with the setting it is given. The
+paper varies the seed of sampling only, of one trained model; here every seed trains anew.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from torch import Tensor
+
+from screpro.baselines import generation as baselines
+from screpro.data.splits import cell_split
+from screpro.errors import ScreproError
+from screpro.metrics.report_input import log_cp10k
+from screpro.metrics.transport import w2_exact
+from screpro.records import Run
+from screpro.tasks import generation as scores
+from screpro.tasks.autoencoder import AutoEncoderSettings
+from screpro.tasks.flow import FlowSettings, decode_counts
+from screpro.tasks.generation import GenerationCells
+from screpro.tasks.generation_samplers import study_samplers, time_generation
+from screpro.tasks.generation_training import ScLdm, second_stage, train_scldm
+from screpro.tasks.tuning import best_setting, checkpoint_file, progress
+
+__all__ = [
+    "CEILING",
+    "FIRST_STAGE",
+    "FLOOR",
+    "METHODS",
+    "Protocol",
+    "compare_methods",
+    "sample_of",
+]
+
+METHODS = ["scldm", *baselines.GENERATORS]
+"""Every method of the page; scLDM first."""
+
+CEILING = "real_cells"
+"""Real training cells, as many as test cells and with their labels."""
+
+FIRST_STAGE = "scldm_autoencoder"
+"""Latents of real training cells, decoded at drawn library sizes: what scLDM's flow could reach at best."""
+
+FLOOR = "narrow_kernels"
+"""What the number of cells alone adds to the MMD²."""
+
+ITEM = {"": "Table 2", ", all genes": "Table 13"}
+UNITS = {
+    "w2_exact": "distance",
+    "mmd2_rbf_sum5": "sum of five squared MMD",
+    "frechet_distance": "squared distance",
+    "gene_variance_ratio": "ratio",
+}
+
+
+class Protocol(NamedTuple):
+    """How the comparison is run."""
+
+    dataset: str  # name in the result rows
+    split: int
+    seeds: Sequence[int]  # of weights, noise and draws
+    autoencoder: AutoEncoderSettings
+    flow: FlowSettings
+    n_variable: int | None  # genes of Table 2; None: all
+    steps: int = 20  # of Heun's sampler
+    threads: int = 1
+    grids: Mapping[str, list[dict[str, Any]]] = MappingProxyType({})  # settings of a baseline, instead of its grid
+    tune: bool = False  # choose a baseline's setting on validation cells; otherwise the first of its grid
+    drop_study: float | None = 0.8  # label drop probability that the first seed is also trained with
+    samplers: Sequence[tuple[str, int]] = (("euler", 20), ("heun", 10), ("heun", 20), ("dopri5", 1), ("sde", 50))
+    sampler_cells: int = 256
+    timed: tuple[int, int] | None = None  # cells and genes that a network of this size is timed on
+
+
+def compare_methods(
+    run: Run,
+    cells: GenerationCells,
+    protocol: Protocol,
+    methods: Sequence[str] = METHODS,
+    *,
+    trained: Mapping[int, ScLdm] = MappingProxyType({}),
+) -> None:
+    """Train every method with every seed, generate, score, and add the rows to `run`.
+
+    What an interrupted run has already measured is not measured again. The samples of the first seed stay in the run's
+    folder for the figures (`sample_of`).
+
+    Parameters
+    ----------
+    run
+        Where the rows go.
+    cells, protocol, methods
+        Cells, how they are used and what is run on them.
+    trained
+        Models that are there already, by seed.
+
+    Raises
+    ------
+    ScreproError
+        Unknown method.
+    """
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise ScreproError(
+            "A method of the page is named by its key.",
+            got=", ".join(unknown),
+            fix=f"choose among {', '.join(METHODS)}",
+        )
+    work = _Work(run, cells, protocol)
+    work.references()
+    units = [(method, seed) for seed in protocol.seeds for method in methods]
+    for method, seed in progress(units, protocol.dataset):
+        if work.done(method, seed):
+            continue
+        started = time.monotonic()
+        if method == "scldm":
+            own = trained.get(seed) or work.train(seed)
+            started -= own.seconds if seed in trained else 0
+            work.scldm(own, seed)
+        else:
+            made = baselines.run(
+                method,
+                cells.train,
+                cells.train_labels,
+                wanted=cells.test_labels,
+                n_types=len(cells.types),
+                seed=seed,
+                threads=protocol.threads,
+                options=work.chosen(method),
+            )
+            seconds = time.monotonic() - started
+            normalised = [x if x is None or made.expression else log_cp10k(x) for x in made[:2]]
+            work.score(method, seed, *normalised, seconds=seconds)
+
+
+class _Work:
+    """One comparison: what the cells are compared with, and the rows."""
+
+    def __init__(self, run: Run, cells: GenerationCells, protocol: Protocol):
+        self.run, self.cells, self.protocol = run, cells, protocol
+        self.against = {"": scores.reference_of(cells, n_variable=protocol.n_variable)}
+        self.against[", all genes"] = scores.reference_of(cells)
+
+    def unit(self, method: str, seed: int | None) -> dict[str, Any]:
+        return {
+            "dataset": self.protocol.dataset,
+            "split": str(self.protocol.split),
+            "method": method,
+            "seed": seed,
+        }
+
+    def done(self, method: str, seed: int) -> bool:
+        # seconds are recorded last: with them, every row of the unit is there
+        return self.run.done(**self.unit(method, seed), metric="fit_generate")
+
+    def chosen(self, method: str) -> dict[str, Any]:
+        """The setting with the lowest unconditional W2 on a fifth of the training cells, set apart for that."""
+        p = self.protocol
+        grid = list(p.grids.get(method, baselines.GENERATORS[method].grid))
+        if not p.tune or len(grid) == 1:
+            return grid[0]
+        inner = _inner(self.cells, seed=p.split)
+        reference = scores.reference_of(inner, n_variable=p.n_variable)
+
+        def score(options: dict[str, Any]) -> float:
+            made = baselines.run(
+                method, inner.train, inner.train_labels, wanted=inner.test_labels, n_types=len(inner.types),
+                seed=p.seeds[0], threads=p.threads, options=options,
+            )  # fmt: skip
+            x = made.unconditional if made.expression else log_cp10k(made.unconditional)
+            return w2_exact(reference.fitted.scores, reference.points(x))
+
+        work = self.unit(method, p.seeds[0]) | {"split": f"{p.split}, validation"}
+        n = len(inner.test_labels)
+        row = {"metric": "w2_exact", "unit": "distance", "n_real": n, "n_generated": n, "n_genes": len(reference.genes)}
+        return best_setting(self.run, grid, score, work=work, direction="lower", **row)
+
+    def add(self, method: str, seed: int | None, genes: str, **row: Any) -> None:
+        n = len(self.cells.test_labels)
+        row = {"item": ITEM.get(genes), "unit": UNITS.get(row["metric"], "share of cells"), **row}
+        self.run.add(
+            **self.unit(method, seed),
+            n_real=n,
+            n_generated=n,
+            n_genes=len(self.against.get(genes, self.against[""]).genes),
+            **row,
+        )
+
+    def references(self) -> None:
+        """Rows of the ceiling, of the floor of the MMD², and of the class sizes."""
+        cells, labels = self.cells, self.cells.test_labels
+        for seed in self.protocol.seeds:
+            rng = np.random.default_rng(seed)
+            anyone = rng.permutation(cells.train.shape[0])
+            anyone = anyone[: len(labels)] if len(anyone) >= len(labels) else rng.choice(anyone, len(labels))
+            own = scores.same_labels(cells.train_labels, labels, rng=rng, replace=False)
+            self.score(CEILING, seed, *(log_cp10k(cells.train[rows]) for rows in (anyone, own)), seconds=None)
+        sizes = np.bincount(labels)
+        sizes = sizes[sizes >= scores.LEAST]
+        floors = {"unconditional": scores.narrow_kernels(len(labels))}
+        floors["conditional"] = float(np.mean([scores.narrow_kernels(n) for n in sizes]))
+        for genes in self.against:
+            for kind, value in floors.items():
+                self.add(FLOOR, None, genes, metric="mmd2_rbf_sum5", metric_variant=kind + genes, value=value,
+                         direction="lower")  # fmt: skip
+        for name, n in scores.class_sizes(labels, cells.types).items():
+            self.add(CEILING, None, "", metric="cells_of_class", metric_variant=name, value=n, unit="cells",
+                     direction="higher")  # fmt: skip
+
+    def score(
+        self,
+        method: str,
+        seed: int,
+        unconditional: sp.csr_matrix,
+        conditional: sp.csr_matrix | None,
+        *,
+        seconds: float | None,
+    ) -> None:
+        """Score both samples (log-normalised) on both sets of genes."""
+        labels = self.cells.test_labels
+        for genes, reference in self.against.items():
+            found = {"unconditional": scores.score_all(reference, unconditional, seed=seed)}
+            if conditional is not None:
+                together = scores.score_all(reference, conditional, seed=seed)
+                found["conditional"] = scores.score_classes(reference, conditional, labels)
+                found["conditional"]["gene_variance_ratio"] = together.pop("gene_variance_ratio")
+                found["conditional, classes together"] = together
+                accuracy = scores.class_accuracy(reference, conditional, labels)
+                found["conditional"] |= {} if accuracy is None else {"macro_recall": accuracy}
+            for kind, values in found.items():
+                for metric, value in values.items():
+                    item = "Figures 5 to 7" if metric == "gene_variance_ratio" else ITEM[genes]
+                    self.add(method, seed, genes, item=item, metric=metric, metric_variant=kind + genes, value=value,
+                             direction=scores.DIRECTIONS[metric])  # fmt: skip
+        if seed == self.protocol.seeds[0]:
+            self.keep(method, unconditional, conditional)
+        if seconds is not None:
+            self.add(method, seed, "", metric="fit_generate", value=seconds, unit="s", direction="lower")
+
+    def keep(self, method: str, unconditional: sp.csr_matrix, conditional: sp.csr_matrix | None) -> None:
+        for kind, x in (("unconditional", unconditional), ("conditional", conditional)):
+            if x is not None:
+                file = _sample_file(self.run, self.protocol, method, kind)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                sp.save_npz(file, sp.csr_matrix(x, dtype=np.float32))
+
+    # --- scLDM ----------------------------------------------------------------------------------------------
+
+    def train(self, seed: int) -> ScLdm:
+        p = self.protocol
+        file = checkpoint_file(self.run, "generation", p.dataset, p.split, seed, asdict(p.autoencoder))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own = train_scldm(self.cells, p.autoencoder, p.flow, seed=seed, threads=p.threads, checkpoint=file)
+        file.unlink(missing_ok=True)
+        return own
+
+    def draw(self, own: ScLdm, seed: int) -> list[sp.csr_matrix]:
+        labels = {"cell_type": self.cells.test_labels}
+        how = {"steps": self.protocol.steps, "seed": seed}
+        return [log_cp10k(own.generator.draw(labels, weight=weight, **how)) for weight in (0.0, 1.0)]
+
+    def scldm(self, own: ScLdm, seed: int) -> None:
+        """Rows of one trained scLDM; with the first seed also samplers, the other drop probability and the timing."""
+        p, started = self.protocol, time.monotonic()
+        samples = self.draw(own, seed)
+        seconds = own.seconds + time.monotonic() - started
+        if seed == p.seeds[0]:
+            against = self.against[""]
+            study_samplers(
+                self.run, self.cells, own.generator, against, samplers=p.samplers, most=p.sampler_cells, seed=seed,
+                unit=self.unit("scldm", seed),
+            )  # fmt: skip
+            if p.drop_study is not None:
+                self.other_drop(own, p.drop_study, seed)
+            if p.timed is not None:
+                time_generation(
+                    self.run, p.autoencoder, p.flow, cells=p.timed[0], genes=p.timed[1], steps=p.steps,
+                    unit=self.unit("scldm", seed),
+                )  # fmt: skip
+        self.score(FIRST_STAGE, seed, *self.decoded(own, seed), seconds=None)
+        self.score("scldm", seed, *samples, seconds=seconds)
+
+    def decoded(self, own: ScLdm, seed: int) -> list[sp.csr_matrix]:
+        """Real latents in place of drawn ones: those of any training cells, and of cells with the labels wanted."""
+        rng, labels, model = np.random.default_rng(seed), self.cells.test_labels, own.generator.autoencoder
+        anyone = rng.integers(len(own.latents), size=len(labels))
+        same = scores.same_labels(self.cells.train_labels, labels, rng=rng, replace=False)
+        pooled = own.generator.library.draw_pooled(len(labels), rng=rng)
+        by_label = own.generator.library.draw({"cell_type": labels}, rng=rng)
+        device = model.head.weight.device
+
+        def decode(z: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+            return model.decode(z.to(device), size.to(device))
+
+        pairs = ((anyone, pooled), (same, by_label))
+        return [log_cp10k(decode_counts(decode, own.latents[of], size, rng=rng)) for of, size in pairs]
+
+    def other_drop(self, own: ScLdm, drop: float, seed: int) -> None:
+        """Ablation A10: the same auto-encoder, a velocity network trained with another share of labels dropped."""
+        flow = replace(self.protocol.flow, drop=drop)
+        other = second_stage(
+            self.cells, own.generator.autoencoder, own.latents, flow, seed=seed, losses=[], started=time.monotonic()
+        )
+        unconditional, conditional = self.draw(other, seed)
+        reference, labels = self.against[""], self.cells.test_labels
+        values = {"unconditional": scores.score_all(reference, unconditional, seed=seed)}
+        values["conditional"] = scores.score_classes(reference, conditional, labels)
+        accuracy = scores.class_accuracy(reference, conditional, labels)
+        values["conditional"] |= {} if accuracy is None else {"macro_recall": accuracy}
+        for kind, each in values.items():
+            for metric, value in each.items():
+                self.add("scldm", seed, "", item="A10", metric=metric, metric_variant=f"{kind}, drop {drop:g}",
+                         value=value, direction=scores.DIRECTIONS[metric])  # fmt: skip
+
+
+def _inner(cells: GenerationCells, *, seed: int) -> GenerationCells:
+    """Training cells split again: four fifths to learn from, a fifth, of types among them, to score on."""
+    parts = cell_split(cells.train.shape[0], seed=seed, test=0.2)
+    held = parts.test[np.isin(cells.train_labels[parts.test], cells.train_labels[parts.train])]
+    return cells._replace(
+        train=cells.train[parts.train],
+        test=cells.train[held],
+        train_labels=cells.train_labels[parts.train],
+        test_labels=cells.train_labels[held],
+    )
+
+
+def sample_of(run: Run, protocol: Protocol, method: str, kind: str) -> sp.csr_matrix | None:
+    """Log-normalised expression that `method` generated with the first seed: kind "unconditional" or "conditional".
+
+    None if it was not run, or has no such sample.
+    """
+    file = _sample_file(run, protocol, method, kind)
+    return sp.csr_matrix(sp.load_npz(file)) if file.is_file() else None
+
+
+def _sample_file(run: Run, protocol: Protocol, method: str, kind: str) -> Path:
+    return run.folder / "samples" / f"{protocol.dataset}-{protocol.split}-{method}-{kind}.npz"

@@ -1,0 +1,118 @@
+"""The generation experiment: its rows, its resumption, and what samplers cost."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+from screpro import records
+from screpro.baselines.generation import Generated
+from screpro.errors import ScreproError
+from screpro.tasks import generation_experiment as experiment
+from screpro.tasks.autoencoder import AutoEncoderSettings
+from screpro.tasks.flow import FlowSettings
+from screpro.tasks.generation import generation_cells
+from screpro.tasks.generation_training import train_scldm
+
+
+@pytest.fixture(scope="module")
+def cells():
+    rng = np.random.default_rng(0)
+    types = np.repeat(["a", "b"], [60, 40])
+    rate = np.exp(rng.normal(0, 1, 60)) * np.where(np.arange(60) % 2 == (types == "b")[:, None], 3, 1)
+    obs = pd.DataFrame({"cell_type": types}, index=[f"cell {i}" for i in range(100)])
+    adata = ad.AnnData(sp.csr_matrix(rng.poisson(rate).astype(np.float32)), obs=obs)
+    return generation_cells(adata, split=0, test=0.3)
+
+
+@pytest.fixture(scope="module")
+def protocol():
+    return experiment.Protocol(
+        "toy", 0, [3], AutoEncoderSettings(width=8, tokens=2, channels=4, layers=1, heads=2, cross_heads=2, epochs=1),
+        FlowSettings(width=8, layers=1, heads=2, steps=4, batch_size=32), n_variable=None, steps=2,
+        samplers=(("euler", 3), ("heun", 2), ("dopri5", 1)), sampler_cells=10, timed=(8, 12),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(cells, protocol):
+    run = records.start("scldm/generation", tier="ci")
+    experiment.compare_methods(run, cells, protocol, ["scldm", "bootstrap", "independent_nb"])
+    return run
+
+
+def test_every_method_has_every_score(run):
+    rows = run.frame()
+    wide = rows[rows["item"] != "A10"].pivot_table(index=["metric", "metric_variant"], columns="method", values="value")
+    for metric in ("w2_exact", "mmd2_rbf_sum5", "frechet_distance"):
+        for variant in ("unconditional", "conditional", "unconditional, all genes", "conditional, all genes"):
+            methods = ["scldm", "bootstrap", "independent_nb", experiment.CEILING, experiment.FIRST_STAGE]
+            assert wide.loc[(metric, variant), methods].notna().all(), (metric, variant)
+    assert wide.loc[("one_nn_accuracy", "unconditional"), "scldm"] >= 0
+    assert wide.loc[("mmd2_rbf_sum5", "unconditional"), experiment.FLOOR] == pytest.approx(6 / 30)
+    sizes = rows[rows["metric"] == "cells_of_class"]
+    assert sizes["value"].sum() == 30
+    drops = rows[rows["item"] == "A10"]
+    assert set(drops["metric_variant"]) == {"unconditional, drop 0.8", "conditional, drop 0.8"}
+
+
+def test_samplers_cost_what_they_should(run):
+    rows = run.frame()
+    calls = rows[rows["metric"] == "network_calls"].set_index("metric_variant")["value"]
+    assert calls["euler, 3 steps"] == 3 and calls["heun, 2 steps"] == 4 and calls["dopri5"] > 6
+    assert (rows.loc[rows["item"] == "speed", "n_generated"] == 8).all()
+
+
+def test_what_is_measured_is_not_measured_again(run, cells, protocol, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(experiment, "train_scldm", fail)
+    monkeypatch.setattr(experiment.baselines, "run", fail)
+    experiment.compare_methods(run, cells, protocol, ["scldm", "bootstrap"])
+
+
+def test_samples_of_the_first_seed_are_kept(run, cells, protocol):
+    kept = experiment.sample_of(run, protocol, "scldm", "conditional")
+    assert kept.shape == cells.test.shape
+    totals = np.asarray(kept.expm1().sum(1)).ravel()
+    np.testing.assert_allclose(totals[totals > 0], 1e4, rtol=1e-3)
+    assert experiment.sample_of(run, protocol, "scvi", "conditional") is None
+
+
+def test_one_trained_model_draws_the_same_cells_again(cells, protocol):
+    first, again = (
+        train_scldm(cells, protocol.autoencoder, protocol.flow, seed=1).generator.draw(
+            {"cell_type": cells.test_labels}, steps=2, seed=5
+        )
+        for _ in range(2)
+    )
+    assert (first != again).nnz == 0
+    assert first.shape == cells.test.shape and torch.get_num_threads() >= 1
+
+
+def test_unknown_methods_are_refused(run, cells, protocol):
+    with pytest.raises(ScreproError, match="named by its key"):
+        experiment.compare_methods(run, cells, protocol, ["scdiff"])
+
+
+def test_tuning_takes_the_setting_with_the_lowest_distance(cells, protocol, monkeypatch):
+    asked = []
+
+    def fake(name, counts, labels, *, wanted, n_types, seed, threads, options):
+        asked.append(options)
+        rows = np.random.default_rng(seed).integers(counts.shape[0], size=len(wanted))
+        real = counts[rows]
+        return Generated(real if options.get("good") else sp.csr_matrix(np.ones(real.shape)), None)
+
+    monkeypatch.setattr(experiment.baselines, "run", fake)
+    run = records.start("scldm/generation", tier="ci")
+    tuned = protocol._replace(tune=True, grids={"cfgen_like": [{}, {"good": 1}]})
+    experiment.compare_methods(run, cells, tuned, ["cfgen_like"])
+    rows = run.frame()
+    tried = rows[rows["item"] == "tuning"]
+    assert asked == [{}, {"good": 1}, {"good": 1}] and len(tried) == 2
+    assert set(tried["split"]) == {"0, validation"} and set(tried["n_real"]) == {14}
+    assert "conditional" not in set(rows.loc[rows["method"] == "cfgen_like", "metric_variant"])
