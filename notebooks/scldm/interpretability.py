@@ -128,10 +128,11 @@ name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
+VISITS = 17_500  # of training cells per network at tier laptop
 # small batches at tiers ci and laptop: a few thousand cells make few steps
 tiers = {  # seeds, panel, settings
     "ci": ([0, 1], None, AutoEncoderSettings(width=32, tokens=8, layers=1, epochs=2, batch_size=8, learning_rate=3e-3)),
-    "laptop": ([0, 1, 2], 1000, AutoEncoderSettings(epochs=7, batch_size=8, learning_rate=2e-3)),
+    "laptop": ([0, 1, 2], 1000, AutoEncoderSettings(batch_size=8, learning_rate=2e-3)),
     "paper": ([0, 1, 2], None, sweep_settings()),
 }
 tier_seeds, panel, settings = tiers[tier]
@@ -141,6 +142,9 @@ protocol = Protocol(
     dataset=name, seeds=seeds or tier_seeds, base=settings, panel=genes or panel, threads=threads
 )
 cells = prepare(adata, protocol)
+if tier == "laptop" and epochs is None:  # as many visits of a cell on every set: small sets need more passes
+    settings = replace(settings, epochs=max(1, round(VISITS / cells.train.shape[0])))
+    protocol = protocol._replace(base=settings)
 first = protocol.seeds[0]
 pairs = settings.tokens * len(cells.sets)
 facts = {
