@@ -60,7 +60,7 @@ def checkpoint_file(run: Run, *identity: Any) -> Path:
     `identity` is plain values that tell this training from every other of the run.
     """
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return run.folder / "checkpoints" / f"scdiff-{name}.safetensors"
+    return run.folder / "checkpoints" / f"{name}.safetensors"
 
 
 def progress(units: Sequence[Any], title: str) -> Iterator[Any]:
