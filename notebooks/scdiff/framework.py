@@ -145,7 +145,7 @@ schedule = scaled_linear()
 # | 16 | posterior mean | {src}`screpro.processes.gaussian.Schedule.posterior` | **printed form wrong**, [below](#three-equations-as-printed) |
 # | 17 | weight of step $t$ in the bound | {src}`screpro.processes.gaussian.Schedule` (`kl_weight`) | equals the divergence of two posteriors |
 # | 18 | sum of eq. 17 over $t$ | | derivation; training drops the weights |
-# | 19 | time embedding | {src}`screpro.models.scdiff.time_embedding` | **printed form wrong**, [below](#three-equations-as-printed) |
+# | 19 | time embedding | {src}`screpro.models.blocks.time_embedding` | **printed form wrong**, [below](#three-equations-as-printed) |
 # | 20 | context, deepest first | {src}`screpro.models.scdiff.ContextConditioner` | order tested; alternative {src}`screpro.models.parallel_context.ParallelContext` |
 # | 21 | cross-attention | {src}`screpro.models.scdiff.CrossAttention` | scaled, with a query projection and a residual |
 # | 22 | feed-forward | {src}`screpro.models.scdiff.GatedFeedForward` | gated; $\mathbf b$ in print is $\mathbf b_2$ |

@@ -1,6 +1,7 @@
 """Every notebook source, without executing it."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def test_parameters_have_a_meaning_and_a_valid_default(source):
     assert "tier" in names and names & {"dataset", "datasets"}  # one page counts every set there is
     assert all(p.meaning for p in sheet.parameters)
     parameters.resolve(sheet, {p.name: p.default for p in sheet.parameters})
+
+
+def test_every_name_linked_to_code_exists(source):
+    """What the role {src} would warn of when the book is rendered, after all pages have been executed."""
+    spec = importlib.util.spec_from_file_location("screpro_book", ROOT / "book" / "_ext" / "screpro_book.py")
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    named = re.findall(r"\{src\}`([^`]+)`", source.read_text(encoding="utf-8"))
+    assert [name for name in named if extension.locate(ROOT, name.strip()) is None] == []
 
 
 def test_every_figure_has_alt_text(source):

@@ -22,7 +22,7 @@ from screpro.tasks.autoencoder import (
 )
 
 SMALL = AutoEncoderSettings(
-    width=8, tokens=2, channels=4, layers=1, heads=2, cross_heads=2, epochs=60, batch_size=8, learning_rate=3e-3
+    width=8, tokens=2, channels=4, layers=1, heads=2, cross_heads=2, epochs=45, batch_size=8, learning_rate=4e-3
 )
 
 
