@@ -68,7 +68,7 @@ from IPython.display import Markdown
 
 from screpro import data, records
 from screpro.kernels.pca import pca
-from screpro.metrics.report_input import log_cp10k
+from screpro.data.preprocess import log_cp10k
 from screpro.plots import PALETTE, use_style
 from screpro.records.tables import spread
 from screpro.tasks import autoencoder

@@ -73,7 +73,7 @@ from IPython.display import Markdown, display
 
 from screpro import data, records
 from screpro.baselines.generation import GENERATORS
-from screpro.metrics.report_input import log_cp10k
+from screpro.data.preprocess import log_cp10k
 from screpro.plots import PALETTE, score_figure, use_style
 from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.flow import FlowSettings

@@ -102,7 +102,7 @@ from screpro.kernels.mmd import rbf_mmd2
 from screpro.kernels.pca import pca
 from screpro.metrics import change, classification, distances, imputation
 from screpro.metrics.perturbation import Comparison, Side, mse_of_means, r2_of_means
-from screpro.metrics.report_input import log_cp10k
+from screpro.data.preprocess import log_cp10k
 from screpro.plots import use_style
 
 use_style()

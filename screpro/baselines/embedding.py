@@ -20,6 +20,7 @@ import scipy.sparse as sp
 
 from screpro.baselines.common import contained_torch
 from screpro.baselines.registry import contained, entry_of, method_of
+from screpro.data.preprocess import log_cp10k
 from screpro.errors import ScreproError
 
 __all__ = ["EMBEDDINGS", "Embedding", "external", "run"]
@@ -88,8 +89,8 @@ def pca(
     solver = "covariance_eigh" if train.shape[1] <= 2000 else "arpack"
     model = PCA(min(components, min(train.shape) - 1), svd_solver=solver, random_state=0)
     if solver == "arpack":  # takes sparse input
-        return model.fit(log_normalised(train)).transform(log_normalised(cells))
-    return model.fit(log_normalised(train).toarray()).transform(log_normalised(cells).toarray())
+        return model.fit(log_cp10k(train)).transform(log_cp10k(cells))
+    return model.fit(log_cp10k(train).toarray()).transform(log_cp10k(cells).toarray())
 
 
 def scvi(
@@ -133,7 +134,7 @@ def scvi_wide(
 
 def genes(train: sp.csr_matrix, cells: sp.csr_matrix, *, seed: int, threads: int = 1) -> sp.csr_matrix:
     """log1p of counts per 10 000 of every gene of the panel, sparse."""
-    return log_normalised(cells)
+    return log_cp10k(cells)
 
 
 def depth(train: sp.csr_matrix, cells: sp.csr_matrix, *, seed: int, threads: int = 1) -> np.ndarray:
@@ -146,13 +147,6 @@ def noise(
 ) -> np.ndarray:
     """Standard normal numbers, (m, components)."""
     return np.random.default_rng(seed).standard_normal((cells.shape[0], components))
-
-
-def log_normalised(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """log1p of counts scaled to 10 000 per cell."""
-    scaled = sp.csr_matrix(sp.diags(1e4 / np.asarray(counts.sum(1), dtype=np.float64).ravel()) @ counts)
-    scaled.data = np.log1p(scaled.data)
-    return scaled
 
 
 EMBEDDINGS: dict[str, Embedding] = {

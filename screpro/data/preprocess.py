@@ -1,4 +1,6 @@
-"""From integer counts to what the networks read: log1p of counts per ten thousand."""
+"""From integer counts to what networks and metrics read: log1p of counts per ten thousand, and variable genes."""
+
+import warnings
 
 import numpy as np
 import scipy.sparse as sp
@@ -6,7 +8,7 @@ from anndata import AnnData
 
 from screpro.errors import ScreproError
 
-__all__ = ["log_normalise"]
+__all__ = ["log_cp10k", "log_normalise", "variable_panel"]
 
 
 def log_normalise(adata: AnnData, *, target_sum: float = 1e4) -> AnnData:
@@ -61,3 +63,26 @@ def log_normalise(adata: AnnData, *, target_sum: float = 1e4) -> AnnData:
     kept.X = x.astype(np.float32)
     kept.layers = {"counts": counts}
     return kept
+
+
+def log_cp10k(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """log1p of counts (n, G) scaled to 10 000 per cell, float64; a cell without counts stays zero."""
+    total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    scaled = counts.astype(np.float64)
+    scaled.data = np.log1p(scaled.data * np.repeat(1e4 / np.maximum(total, 1), np.diff(scaled.indptr)))
+    return scaled
+
+
+def variable_panel(counts: sp.csr_matrix, n_genes: int | None) -> np.ndarray:
+    """Ascending columns of the `n_genes` most variable genes (seurat_v3); None or too many: all genes that occur."""
+    seen = np.flatnonzero(counts.getnnz(axis=0) > 0)
+    if n_genes is None or n_genes >= len(seen):
+        return seen
+    import scanpy as sc
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = sc.pp.highly_variable_genes(
+            AnnData(counts[:, seen]), n_top_genes=n_genes, flavor="seurat_v3", inplace=False
+        )
+    return seen[found["highly_variable"].to_numpy()]

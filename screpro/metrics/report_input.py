@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from screpro.data.preprocess import log_cp10k
 from screpro.errors import ScreproError
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["Group", "Pair", "column_of", "groups_of", "log_cp10k", "pair_of", "variable_genes"]
+__all__ = ["Group", "Pair", "column_of", "groups_of", "pair_of", "variable_genes"]
 
 LEAST = 2
 """Cells below which a class has no spread, and is skipped."""
@@ -123,14 +124,6 @@ def variable_genes(counts: sparse.csr_matrix, n_genes: int) -> np.ndarray:
             "seurat_v3 fits a curve through the variances of many genes.", got=str(error).strip(), fix="leave --hvg out"
         ) from None
     return np.flatnonzero(found["highly_variable"].to_numpy())
-
-
-def log_cp10k(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """log1p of counts scaled to 10 000 per cell; a cell without counts stays zero."""
-    total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    scaled = counts.astype(np.float64)
-    scaled.data = np.log1p(scaled.data * np.repeat(1e4 / np.maximum(total, 1), np.diff(scaled.indptr)))
-    return scaled
 
 
 def groups_of(real: "AnnData", generated: "AnnData", by: str | None, *, notes: list[str]) -> list[Group]:

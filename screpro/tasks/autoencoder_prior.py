@@ -10,9 +10,9 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from screpro.data.preprocess import log_cp10k
 from screpro.kernels.pca import pca
 from screpro.metrics.catalogue import catalogue
-from screpro.metrics.report_input import log_cp10k
 from screpro.models.scldm import AutoEncoder
 from screpro.records import Run
 from screpro.tasks import autoencoder

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from screpro.data.preprocess import variable_panel
 from screpro.data.splits import cell_split
 from screpro.errors import ScreproError
 from screpro.metrics.areas import pr_auc, roc_auc
@@ -140,7 +141,7 @@ def prepare(
     train, test = pool[parts.train][:n_train], pool[parts.test]
     if n_train is not None:
         test = test[: max(128, n_train // 4)]
-    panel = _variable_genes(counts[train], n_genes)
+    panel = variable_panel(counts[train], n_genes)
     counts = counts[:, panel]
     alive = np.asarray(counts.sum(1)).ravel() > 0
     rows = np.flatnonzero(scored & alive)
@@ -329,20 +330,3 @@ def _eligible(group: np.ndarray, target: np.ndarray, among: np.ndarray, smallest
     enough = table >= smallest
     enough &= enough.sum(1, keepdims=True) >= 2
     return among & enough[at_group, at_type]
-
-
-def _variable_genes(counts: sp.csr_matrix, n_genes: int | None) -> np.ndarray:
-    """Ascending columns of the most variable genes; without a number, of all genes that occur."""
-    seen = np.flatnonzero(counts.getnnz(axis=0) > 0)
-    if n_genes is None or n_genes >= len(seen):
-        return seen
-    import scanpy as sc
-    from anndata import AnnData
-
-    from screpro.baselines.common import quiet
-
-    with quiet():
-        found = sc.pp.highly_variable_genes(
-            AnnData(counts[:, seen]), n_top_genes=n_genes, flavor="seurat_v3", inplace=False
-        )
-    return seen[found["highly_variable"].to_numpy()]

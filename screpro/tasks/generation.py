@@ -17,6 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+from screpro.data.preprocess import log_cp10k
 from screpro.data.splits import cell_split
 from screpro.data.validate import check_labels
 from screpro.errors import ScreproError
@@ -25,7 +26,7 @@ from screpro.metrics.distances import SIGMAS, mmd2_rbf_sum5
 from screpro.metrics.frechet import frechet_distance
 from screpro.metrics.genes import gene_statistics
 from screpro.metrics.neighbours import knn_precision, knn_recall, one_nn_accuracy
-from screpro.metrics.report_input import log_cp10k, variable_genes
+from screpro.metrics.report_input import variable_genes
 from screpro.metrics.transport import w2_exact
 
 __all__ = [

@@ -18,9 +18,9 @@ import scipy.sparse as sp
 from torch import Tensor
 
 from screpro.baselines import generation as baselines
+from screpro.data.preprocess import log_cp10k
 from screpro.data.splits import cell_split
 from screpro.errors import ScreproError
-from screpro.metrics.report_input import log_cp10k
 from screpro.metrics.transport import w2_exact
 from screpro.records import Run
 from screpro.tasks import generation as scores

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import nn
 
-from screpro.metrics.report_input import log_cp10k
+from screpro.data.preprocess import log_cp10k
 from screpro.metrics.transport import w2_exact
 from screpro.records import Run
 from screpro.tasks.autoencoder import AutoEncoderSettings, build

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+from screpro.data.preprocess import log_cp10k, variable_panel
 from screpro.data.validate import check_labels
 from screpro.errors import ScreproError
 
@@ -82,13 +83,9 @@ class HeldOutPairs(NamedTuple):
         return f"{self.train.types[pair[0]]}, {self.train.perturbations[pair[1]]}"
 
 
-def normalised(counts: sp.spmatrix, *, target: float = 1e4) -> sp.csr_matrix:
-    """log1p of counts scaled to `target` per cell by its own total, float32; a cell without counts stays zero."""
-    out = sp.csr_matrix(counts, dtype=np.float64, copy=True)
-    totals = np.asarray(out.sum(1)).ravel()
-    out.data *= np.repeat(target / np.maximum(totals, 1), np.diff(out.indptr))
-    np.log1p(out.data, out=out.data)
-    return out.astype(np.float32)
+def normalised(counts: sp.spmatrix) -> sp.csr_matrix:
+    """`log_cp10k` in the precision of the networks, float32."""
+    return log_cp10k(sp.csr_matrix(counts)).astype(np.float32)
 
 
 def pair_cells(
@@ -230,26 +227,11 @@ def hold_out_pairs(cells: PairCells, pairs: Sequence[tuple[str, str]], *, n_gene
                 f"{len(elsewhere)} other types",
                 fix="hold out another pair",
             )
-    genes = _panel(train.counts, n_genes)
+    genes = variable_panel(train.counts, n_genes)
     names = [train.genes[g] for g in genes]
     train, test = (side._replace(counts=side.counts[:, genes].tocsr(), genes=names) for side in (train, test))
     train, test = (side.take(np.flatnonzero(np.asarray(side.counts.sum(1)).ravel() > 0)) for side in (train, test))
     return HeldOutPairs(train, test, tuple(codes))
-
-
-def _panel(counts: sp.csr_matrix, n_genes: int | None) -> np.ndarray:
-    seen = np.flatnonzero(counts.getnnz(axis=0) > 0)
-    if n_genes is None or n_genes >= len(seen):
-        return seen
-    import scanpy as sc
-
-    from screpro.baselines.common import quiet
-
-    with quiet():
-        table = sc.pp.highly_variable_genes(
-            AnnData(counts[:, seen]), n_top_genes=n_genes, flavor="seurat_v3", inplace=False
-        )
-    return seen[table["highly_variable"].to_numpy()]
 
 
 # --- scLDM --------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from screpro.data.preprocess import log_cp10k, variable_panel
 from screpro.data.simulate import thin
 from screpro.data.splits import Split, cell_split
 from screpro.errors import ScreproError
@@ -123,7 +124,7 @@ def prepare(
     train, inner, held_out = rows.train[:n_train], rows.validation, rows.test
     if n_train is not None:
         inner, held_out = inner[: max(128, n_train // 4)], held_out[: max(128, n_train // 2)]
-    panel = _panel(counts[train], n_genes)
+    panel = variable_panel(counts[train], n_genes)
     counts = counts[:, panel]
     alive = np.asarray(counts.sum(1)).ravel() > 0
     train, inner, held_out = (part[alive[part]] for part in (train, inner, held_out))
@@ -151,20 +152,6 @@ def _shipped_split(adata: "AnnData", *, seed: int) -> Split:
     cut = len(train) - len(train) // 10
     # evaluation batches are of consecutive cells: files are sorted by type, which a batch must not be
     return Split(train[:cut], train[cut:], np.random.default_rng(seed).permutation(test))
-
-
-def _panel(counts: sp.csr_matrix, n_genes: int | None) -> np.ndarray:
-    """Indices of the genes to keep, ascending."""
-    seen = np.flatnonzero(counts.getnnz(axis=0) > 0)
-    if n_genes is None or n_genes >= len(seen):
-        return seen
-    import scanpy as sc
-    from anndata import AnnData
-
-    found = sc.pp.highly_variable_genes(
-        AnnData(counts[:, seen]), n_top_genes=n_genes, flavor="seurat_v3", inplace=False
-    )
-    return seen[found["highly_variable"].to_numpy()]
 
 
 def scores(counts: sp.csr_matrix, mean: np.ndarray, theta: np.ndarray, *, seed: int) -> dict[str, float]:
@@ -237,8 +224,8 @@ def neighbour_law(train: sp.csr_matrix, *, neighbours: int = 15, components: int
     from sklearn.neighbors import NearestNeighbors
 
     components = min(components, min(train.shape) - 1)
-    svd = TruncatedSVD(components, random_state=0).fit(_log_normalised(train))
-    codes = svd.transform(_log_normalised(train))
+    svd = TruncatedSVD(components, random_state=0).fit(log_cp10k(train))
+    codes = svd.transform(log_cp10k(train))
     index = NearestNeighbors(n_neighbors=neighbours + 1).fit(codes)
     shared = float(np.asarray(train.sum(1)).mean()) * _profile(train)
 
@@ -256,7 +243,7 @@ def neighbour_law(train: sp.csr_matrix, *, neighbours: int = 15, components: int
     theta = likeliest_theta(train, pooled(own[others].reshape(len(own), neighbours)))
 
     def law(counts: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-        found = index.kneighbors(svd.transform(_log_normalised(counts)), neighbours, return_distance=False)
+        found = index.kneighbors(svd.transform(log_cp10k(counts)), neighbours, return_distance=False)
         return pooled(found), theta
 
     return law
@@ -320,10 +307,3 @@ def _profile(counts: sp.csr_matrix) -> np.ndarray:
     """Share of every gene (G,) of the pooled counts; half a molecule more for each, so that none has 0."""
     pooled = np.asarray(counts.sum(0), dtype=np.float64).ravel() + 0.5
     return pooled / pooled.sum()
-
-
-def _log_normalised(counts: sp.csr_matrix) -> sp.csr_matrix:
-    totals = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
-    scaled = sp.csr_matrix(sp.diags(1e4 / totals) @ counts)
-    scaled.data = np.log1p(scaled.data)
-    return scaled

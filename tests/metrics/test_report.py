@@ -5,12 +5,13 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
+from screpro.data.preprocess import log_cp10k
 from screpro.errors import ScreproError
 from screpro.kernels.pca import pca
 from screpro.metrics import suites
 from screpro.metrics.catalogue import catalogue
 from screpro.metrics.report import COLUMNS, MEAN, compare
-from screpro.metrics.report_input import log_cp10k, variable_genes
+from screpro.metrics.report_input import variable_genes
 from screpro.metrics.suites import SCORES, setup_of
 
 ON_POINTS = [score.name for score in SCORES if score.on == "points"]

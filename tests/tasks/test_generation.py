@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from screpro.data.preprocess import log_cp10k
 from screpro.errors import ScreproError
 from screpro.kernels.mmd import rbf_mmd2
 from screpro.metrics.frechet import frechet_distance
-from screpro.metrics.report_input import log_cp10k
 from screpro.tasks import generation as task
 
 
