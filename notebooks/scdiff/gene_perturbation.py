@@ -462,7 +462,7 @@ records.verdicts("scdiff", ["S8"], rows)
 # | context in training | not said | the training cell itself, masked at random | the same, and a random control cell; the better on validation perturbations |
 # | context when predicting | control cells | control cells | the same |
 # | sampling | not said | 1 000 steps | 50 DDIM steps or one call, the better on validation perturbations; 1 000 steps at tier `paper` |
-# | noise | not said | drawn anew for every cell | the same for every perturbation, so that predictions differ in their condition only |
+# | noise | not said | not looked at | the same for every perturbation, so that predictions differ in their condition only |
 # | split | GEARS' simulation split | one split (seed 1) for all runs | two splits; validation 0.75 of the training genes instead of 0.9, which would leave one or two of them |
 # | control cells | | all of them for training and scoring | a third is kept to check what shared control cells do |
 # | GEARS | the authors' package; Dixit copied | | written anew: cosine decay, last weights, batches of 64 (`ci`) and 128 (`laptop`) cells |

@@ -416,7 +416,8 @@ ladder.rename(columns={"mean": "correlation", "std": "over masks and seeds", "si
 # At tier `laptop` every method chooses among its settings by the correlation on a further tenth of the visible entries
 # of the first mask; the first row of each method is its published default (scDiff: the starting point of this page).
 #
-# scDiff's starting point was itself looked for on those validation entries, of the embedded set. What mattered is the
+# scDiff's starting point was itself looked for on those validation entries, of the embedded set. Results recorded
+# before that search started from width 128 and steps of 1e-3; the table below gives the settings of every recorded run. What mattered is the
 # noise of the optimiser: a network of width 64 with steps of 3e-3 recovers more than one of width 128 with steps of
 # 1e-3, at every length of training tried, and small batches do the same as large steps. Large steps put off the point
 # where the holes are learned as the zeros that training shows; the network tells more cells apart before it gets there.

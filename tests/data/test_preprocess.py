@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from screpro.data.preprocess import log_normalise
+from screpro.data.preprocess import log_cp10k, log_normalise, variable_panel
 from screpro.errors import ScreproError
 
 COUNTS = hnp.arrays(
@@ -43,3 +43,26 @@ def test_log_values_are_not_normalised_again():
     adata = AnnData(np.array([[1.5, 0.3]], dtype=np.float32), uns={"values": "log1p"})
     with pytest.raises(ScreproError, match="normalised once"):
         log_normalise(adata)
+
+
+@given(COUNTS)
+def test_log_counts_are_those_of_the_preprocessing(counts):
+    """The same numbers as `log_normalise` gives, but every cell and gene is kept, and empty cells stay zero."""
+    x = log_cp10k(sp.csr_matrix(counts, dtype=np.float32)).toarray()
+    assert x.shape == counts.shape and not x[~counts.any(axis=1)].any()
+    if counts.any():
+        kept = log_normalise(AnnData(sp.csr_matrix(counts, dtype=np.float32)))
+        np.testing.assert_allclose(x[counts.any(axis=1)][:, counts.any(axis=0)], kept.X.toarray(), rtol=1e-6)
+
+
+def test_a_panel_is_the_genes_that_vary_beyond_their_mean():
+    rng = np.random.default_rng(0)
+    rate = rng.uniform(0.5, 8, 60)
+    counts = rng.poisson(np.tile(rate, (200, 1)))
+    planted = [3, 20, 41]
+    counts[:100, planted] = rng.poisson(0.2 * rate[planted], (100, 3))
+    counts[100:, planted] = rng.poisson(5 * rate[planted], (100, 3))
+    counts[:, 7] = 0
+    x = sp.csr_matrix(counts.astype(np.float32))
+    assert variable_panel(x, 3).tolist() == planted
+    assert 7 not in variable_panel(x, None) and len(variable_panel(x, None)) == len(variable_panel(x, 99)) == 59
