@@ -36,9 +36,9 @@ def check_file(path: str | Path) -> list[Row]:
     if not known:
         raise ScreproError(
             "The weights must be those of a network this version rebuilds (scDiff's denoiser, scLDM's auto-encoder or "
-            "velocity network).",
+            "velocity network, PerturbDiff's denoiser).",
             got=f"{path}: weights such as {', '.join(sorted(parts['weight'])[:3])}",
-            fix="pass a file of scDiff or scLDM vectors",
+            fix="pass a file of vectors of one of these",
         )
     ours = known[0](parts)
     rows = []
@@ -153,6 +153,30 @@ def _scldm_velocity(parts: dict) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in outputs.items()}
 
 
+def _perturbdiff(parts: dict) -> dict[str, np.ndarray]:
+    """Clean sets with and without covariates, and both streams after the last block."""
+    import torch
+
+    from screpro.models.blocks import time_embedding
+    from screpro.models.perturbdiff import TIME_WIDTH
+    from screpro.models.perturbdiff_authors import from_authors
+
+    config, weights, given = _tensors(parts)
+    model = from_authors(weights, heads=config["num_heads"])
+    x, t, control, previous = (given[name] for name in ("noised", "t", "control", "self_condition"))
+    with torch.no_grad():
+        time = model.time(time_embedding(t, TIME_WIDTH))
+        condition = time + model.embed_covariates(given["covariate_embedding"].reshape(len(x), -1))
+        hidden = model.hidden(x, control=control, condition=condition, previous=previous)
+        outputs = {
+            "x0_conditional": model.answer(hidden[0], condition),
+            "x0_unconditional_no_self_condition": model(x, t, control=control),
+            "hidden_perturbed": hidden[0],
+            "hidden_control": hidden[1],
+        }
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
 def _tensors(parts: dict) -> tuple[dict, dict, dict]:
     """Config, weights and inputs, arrays as tensors."""
     import torch
@@ -165,5 +189,6 @@ NETWORKS = {
     "embedder.emb": _scdiff,
     "input_layer.gene_embedding.weight": _scldm_autoencoder,
     "input_proj.weight": _scldm_velocity,
+    "x_control_embedder.weight": _perturbdiff,
 }
 """A weight that only this network has -> what computes its outputs."""

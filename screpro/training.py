@@ -21,6 +21,9 @@ from screpro.paths import atomic_path
 
 __all__ = ["Fit", "TrainConfig", "fit", "learning_rate_factor"]
 
+SCHEDULES = ("cosine", "constant", "flat cosine")
+"""Half a cosine to 0; the same rate throughout; a tenth of the steps at full rate, then half a cosine to a tenth."""
+
 Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
 """(model, row numbers of the batch (B,), generator) -> scalar loss."""
 
@@ -32,7 +35,7 @@ class TrainConfig:
     epochs: int
     batch_size: int = 128
     learning_rate: float = 1e-3
-    schedule: str = "cosine"  # or "constant"
+    schedule: str = "cosine"  # one of SCHEDULES
     warmup: float = 0.0  # share of all steps with a linearly rising rate
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
@@ -54,12 +57,16 @@ class Fit:
 
 
 def learning_rate_factor(step: int, total: int, *, schedule: str, warmup: float) -> float:
-    """Factor on the learning rate at `step` of `total`: linear warm-up, then constant or half a cosine to 0."""
+    """Factor on the learning rate at `step` of `total`: linear warm-up, then one of `SCHEDULES`."""
     ramp = warmup * total
     if step < ramp:
         return (step + 1) / (ramp + 1)
     if schedule == "constant":
         return 1.0
+    if schedule == "flat cosine":
+        flat = ramp + 0.1 * total
+        share = min(1.0, max(0.0, step - flat) / max(total - flat, 1))
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
     return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(total - ramp, 1)))
 
 
@@ -107,9 +114,8 @@ def fit(
 
         fabric = Fabric(accelerator="auto", devices=1, precision=config.precision)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        _groups(model, config.weight_decay),
         lr=config.learning_rate,
-        weight_decay=config.weight_decay,
         betas=config.betas,
         fused=True,
     )
@@ -159,6 +165,17 @@ def fit(
     return Fit(state.losses, time.monotonic() - started, state.step, state.average)
 
 
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters that shrink and, if any does, those that do not: biases and weights of norms."""
+    own = [p for p in model.parameters() if p.requires_grad]
+    if not weight_decay:
+        return [{"params": own, "weight_decay": 0.0}]
+    return [
+        {"params": [p for p in own if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
 def _check(n_cells: int, config: TrainConfig) -> None:
     """Refuse what would fail or do nothing later."""
     wrong = [
@@ -168,7 +185,7 @@ def _check(n_cells: int, config: TrainConfig) -> None:
             (config.epochs < 1, f"epochs={config.epochs}"),
             (config.batch_size < 1, f"batch_size={config.batch_size}"),
             (not config.learning_rate > 0, f"learning_rate={config.learning_rate}"),
-            (config.schedule not in ("cosine", "constant"), f"schedule={config.schedule!r}"),
+            (config.schedule not in SCHEDULES, f"schedule={config.schedule!r}"),
             (not 0 <= config.warmup < 1, f"warmup={config.warmup}"),
         ]
         if failed
@@ -176,7 +193,7 @@ def _check(n_cells: int, config: TrainConfig) -> None:
     if wrong:
         raise ScreproError(
             "Training needs cells, at least one epoch, positive batch size and learning rate, a warm-up share in "
-            "[0, 1) and the schedule 'cosine' or 'constant'.",
+            f"[0, 1) and a schedule among {', '.join(SCHEDULES)}.",
             got=", ".join(wrong),
             fix="correct the training configuration",
         )

@@ -140,7 +140,7 @@ def cells(
         parts.append(sp.csr_matrix(rng.poisson(mean).astype(np.float32)))
     adata.X = sp.vstack(parts, format="csr")
     adata.uns["simulation"] = {**scales, "markers": markers, "types": types, "batches": batches}
-    return _signed(adata, f"simulated: {n_types} types, {n_batches} batches, negative-binomial counts")
+    return signed(adata, f"simulated: {n_types} types, {n_batches} batches, negative-binomial counts")
 
 
 def expected_counts(adata: "AnnData") -> np.ndarray:
@@ -310,10 +310,10 @@ def perturbed(
     out.obs["perturbation"] = pd.Categorical(labels, categories=[CONTROL, *sorted(names)])
     out.var["control_share"] = control_kept
     out.uns["perturbation_truth"] = {"perturbations": names, "log2_fold": log2_fold, "effect": effect}
-    return _signed(out, f"semi-synthetic: {n_perturbations} perturbations put into {adata.uns.get('source', 'cells')}")
+    return signed(out, f"semi-synthetic: {n_perturbations} perturbations put into {adata.uns.get('source', 'cells')}")
 
 
-def _signed(adata: "AnnData", source: str) -> "AnnData":
+def signed(adata: "AnnData", source: str) -> "AnnData":
     """Say where the cells come from, and the sha256 of their counts."""
     digest = hashlib.sha256()
     for part in (adata.X.indptr, adata.X.indices, adata.X.data):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from screpro.errors import ScreproError
 
-__all__ = ["Posterior", "Schedule", "linear", "scaled_linear"]
+__all__ = ["Posterior", "Schedule", "linear", "scaled_linear", "shifted"]
 
 
 class Posterior(NamedTuple):
@@ -69,9 +69,10 @@ class Schedule:
     def diffuse(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise (eq. 6, all steps at once).
 
-        `x0` and `noise` are (B, G), `t` is (B,).
+        `x0` and `noise` are (B, G), or (B, m, G) sets of cells with one t for a set; `t` is (B,).
         """
-        return self.signal[t, None] * x0 + self.noise[t, None] * noise
+        t = t.reshape(-1, *[1] * (x0.ndim - 1))
+        return self.signal[t] * x0 + self.noise[t] * noise
 
     def step(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """One forward step q(x_t | x_{t-1}) of eq. 6, from x_{t-1} (B, G)."""
@@ -101,3 +102,16 @@ def scaled_linear(steps: int = 1000, first: float = 1e-4, last: float = 2e-2) ->
 def linear(steps: int = 1000, first: float = 1e-4, last: float = 2e-2) -> Schedule:
     """beta_t linear in t, the schedule of DDPM. Ends at alpha_bar = 0.00004."""
     return Schedule(torch.linspace(first, last, steps, dtype=torch.float64))
+
+
+def shifted(schedule: Schedule, factor: float) -> Schedule:
+    """The same schedule with noise / signal multiplied by `factor` at every step; below 1 for less noise.
+
+    Noising x with it is noising x / factor with the original one, on another scale.
+    """
+    if not factor > 0:
+        raise ScreproError("A factor on the noise is above 0.", got=str(factor), fix="1 changes nothing")
+    ratio = (factor * schedule.noise.double() / schedule.signal.double()) ** 2
+    alpha_bar = 1 / (1 + ratio)
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    return Schedule(1 - alpha_bar / before)

@@ -30,7 +30,7 @@ def _capped(pair: Comparison) -> np.ndarray:
     return -np.log10(np.where(read == 0, np.float32(ZERO_READS_AS), read))
 
 
-def _auroc(label: np.ndarray, score: np.ndarray) -> np.ndarray:
+def auroc(label: np.ndarray, score: np.ndarray) -> np.ndarray:
     """(M,) share of pairs (gene with label, gene without) in the right order, ties half; NaN without one of them."""
     positive = label.sum(axis=1).astype(np.float64)
     negative = label.shape[1] - positive
@@ -39,7 +39,7 @@ def _auroc(label: np.ndarray, score: np.ndarray) -> np.ndarray:
         return (ranks - positive * (positive + 1) / 2) / (positive * negative)
 
 
-def _average_precision(label: np.ndarray, score: np.ndarray) -> np.ndarray:
+def average_precision(label: np.ndarray, score: np.ndarray) -> np.ndarray:
     """(M,) mean over genes with label of the precision at their score; NaN without a gene with or without label."""
     genes = label.shape[1]
     order = np.argsort(-score, axis=1, kind="stable")
@@ -109,7 +109,7 @@ def de_auroc(pair: Comparison) -> np.ndarray:
     >>> de_auroc(Comparison(real=real, generated=generated)).tolist()
     [0.75, 0.5, nan]
     """
-    return _auroc(pair.real.significant, _capped(pair))
+    return auroc(pair.real.significant, _capped(pair))
 
 
 @metric(title="AUPRC of truly changed genes", family="perturbation", direction="higher")
@@ -160,7 +160,7 @@ def de_auprc(pair: Comparison) -> np.ndarray:
     >>> de_auprc(Comparison(real=real, generated=generated)).round(3).tolist()
     [0.5, 0.833, 0.333]
     """
-    return _average_precision(pair.real.significant, _capped(pair))
+    return average_precision(pair.real.significant, _capped(pair))
 
 
 @metric(title="ES: order of effect sizes", family="perturbation", direction="higher")
@@ -309,7 +309,7 @@ def de_auroc_uncapped(pair: Comparison) -> np.ndarray:
     >>> de_auroc_uncapped(Comparison(real=real, generated=generated)).tolist()
     [0.75, 1.0, nan]
     """
-    return _auroc(pair.real.significant, -pair.generated.fdr)
+    return auroc(pair.real.significant, -pair.generated.fdr)
 
 
 @metric(title="AUPRC as printed: no cap on p-values", family="perturbation", direction="higher")
@@ -357,4 +357,4 @@ def de_auprc_uncapped(pair: Comparison) -> np.ndarray:
     >>> de_auprc_uncapped(Comparison(real=real, generated=generated)).round(3).tolist()
     [0.5, 1.0, 0.333]
     """
-    return _average_precision(pair.real.significant, -pair.generated.fdr)
+    return average_precision(pair.real.significant, -pair.generated.fdr)

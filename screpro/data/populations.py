@@ -1,0 +1,281 @@
+"""Sets of cells as training items: cells grouped by perturbation, context and batch, with matched control cells.
+
+PerturbDiff, section 4.2 and the authors' data module. Cells of one (perturbation, context, batch) are shuffled and cut
+into sets of m; the last one is completed by cells of the same group drawn again, marked as padding and removed before
+anything is scored. Every cell of a set gets a random control cell of its own context and batch; where there is none,
+of its batch, then of its context. Which control stands beside which cell means nothing.
+
+Control cells of every context are known everywhere, those of held-out contexts included.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from screpro.data.preprocess import variable_panel
+from screpro.data.validate import check_counts, check_labels
+from screpro.errors import ScreproError
+
+__all__ = ["CONTROLS", "Populations", "Sets", "gather", "log_median", "populations"]
+
+CONTROLS = ("control", "ctrl", "pbs", "non-targeting", "dmso_tf 0.0", "unstimulated", "untreated", "mock")
+"""What data sets call the cells that nothing was done to."""
+
+ONE = "all"
+"""Label of every cell where a set has no such column."""
+
+
+class Sets(NamedTuple):
+    """S sets of m cells each, by row number."""
+
+    rows: np.ndarray  # (S, m) cells
+    controls: np.ndarray  # (S, m) a control cell for each
+    padding: np.ndarray  # (S, m) bool, cells drawn again to complete a set
+    perturbation: np.ndarray  # (S,) codes, as of the cells
+    context: np.ndarray
+    batch: np.ndarray
+
+    def take(self, chosen: np.ndarray | slice) -> "Sets":
+        """Some of the sets."""
+        return Sets(*(part[chosen] for part in self))
+
+    @property
+    def labels(self) -> dict[str, np.ndarray]:
+        """Attributes of the sets as the network takes them."""
+        return {"perturbation": self.perturbation, "context": self.context, "batch": self.batch}
+
+
+@dataclass(frozen=True)
+class Populations:
+    """Cells with a perturbation, a context (cell type, line or donor) and a batch each."""
+
+    x: sp.csr_matrix  # (n, G) log1p-normalised, float32
+    counts: sp.csr_matrix  # (n, G) the same cells and genes as counts, float32
+    perturbation: np.ndarray  # (n,) int64 codes, 0 is the control
+    context: np.ndarray  # (n,) int64 codes
+    batch: np.ndarray  # (n,) int64 codes
+    genes: tuple[str, ...]
+    perturbations: tuple[str, ...]  # names of the codes
+    contexts: tuple[str, ...]
+    batches: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.perturbation)
+
+    def take(self, rows: np.ndarray) -> "Populations":
+        """The cells at `rows`, row numbers or a mask; genes and code spaces stay as they are."""
+        names = ("x", "counts", "perturbation", "context", "batch")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    @property
+    def is_control(self) -> np.ndarray:
+        """(n,) bool."""
+        return self.perturbation == 0
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Number of labels of every attribute."""
+        return {
+            "perturbation": len(self.perturbations),
+            "context": len(self.contexts),
+            "batch": len(self.batches),
+        }
+
+    def rows(self, perturbation: int, context: int | None = None) -> np.ndarray:
+        """Row numbers of a perturbation, in one context or in all."""
+        chosen = self.perturbation == perturbation
+        return np.flatnonzero(chosen if context is None else chosen & (self.context == context))
+
+    def group(self) -> np.ndarray:
+        """(n,) code of (perturbation, context, batch)."""
+        return (self.perturbation * len(self.contexts) + self.context) * len(self.batches) + self.batch
+
+    def sets(
+        self, size: int, *, rng: np.random.Generator, controls: "Populations | None" = None, each: int | None = None
+    ) -> Sets:
+        """Cut all cells into sets of one group each.
+
+        Parameters
+        ----------
+        size
+            Cells in a set, m.
+        rng
+            Of the order of cells, of padding and of controls.
+        controls
+            Cells whose controls are matched; by default these. `Sets.controls` are its row numbers.
+        each
+            Sets of every group, each drawn anew from the whole group; by default as many as hold every cell once.
+
+        Returns
+        -------
+        Sets, ordered by group.
+        """
+        if size < 1 or not len(self):
+            raise ScreproError(
+                "Sets have at least one cell, and there is a cell to put in one.",
+                got=f"size {size}, {len(self)} cells",
+                fix="raise the size, or pass cells",
+            )
+        order = rng.permutation(len(self))
+        order = order[np.argsort(self.group()[order], kind="stable")]
+        groups, start, count = np.unique(self.group()[order], return_index=True, return_counts=True)
+        n_sets = -(-count // size) if each is None else np.full(len(groups), each)
+        of_set = np.repeat(np.arange(len(groups)), n_sets)
+        block = np.arange(len(of_set)) - np.repeat(np.cumsum(n_sets) - n_sets, n_sets)
+        place = block[:, None] * size + np.arange(size)  # (S, m) rank inside the group
+        padding = place >= count[of_set, None]
+        again = (rng.random(place.shape) * count[of_set, None]).astype(np.int64)
+        rows = order[start[of_set, None] + np.where(padding, again, place)]
+        first = rows[:, 0]
+        codes = self.perturbation[first], self.context[first], self.batch[first]
+        matched = (controls or self).matched(codes[1], codes[2], size, rng=rng)
+        return Sets(rows, matched, padding, *codes)
+
+    def matched(self, context: np.ndarray, batch: np.ndarray, size: int, *, rng: np.random.Generator) -> np.ndarray:
+        """(S, size) row numbers of random control cells for sets of given context (S,) and batch (S,).
+
+        Raises
+        ------
+        ScreproError
+            There is no control cell of a context and batch, nor of the batch, nor of the context.
+        """
+        pool = np.flatnonzero(self.is_control)
+        answer = np.full((len(context), size), -1)
+        both = self.context * len(self.batches) + self.batch
+        wanted = np.asarray(context) * len(self.batches) + np.asarray(batch)
+        for key, asked in ((both, wanted), (self.batch, np.asarray(batch)), (self.context, np.asarray(context))):
+            if not (left := np.flatnonzero(answer[:, 0] < 0)).size or not pool.size:
+                break
+            order = pool[np.argsort(key[pool], kind="stable")]
+            first = np.searchsorted(key[order], asked[left])
+            count = np.searchsorted(key[order], asked[left], side="right") - first
+            left, first, count = left[count > 0], first[count > 0], count[count > 0]
+            answer[left] = order[first[:, None] + (rng.random((len(left), size)) * count[:, None]).astype(np.int64)]
+        if (missing := np.flatnonzero(answer[:, 0] < 0)).size:
+            one = missing[0]
+            raise ScreproError(
+                "Every set needs a control cell of its context or of its batch.",
+                got=f"none of context {self.contexts[context[one]]!r} or batch {self.batches[batch[one]]!r}",
+                fix="keep the control cells of every context, or drop the cells without any",
+            )
+        return answer
+
+
+def populations(
+    adata: AnnData,
+    *,
+    perturbation_key: str = "perturbation",
+    context_key: str | None = "cell_type",
+    batch_key: str | None = None,
+    control: str | None = None,
+    n_genes: int | None = 2000,
+    panel_rows: np.ndarray | None = None,
+) -> Populations:
+    """Normalise counts and turn labels into codes.
+
+    Parameters
+    ----------
+    adata
+        Counts in ``X``.
+    perturbation_key, context_key, batch_key
+        Columns; None: one label for all cells.
+    control
+        Label of the control cells; by default the one with a usual name for it (`CONTROLS`).
+    n_genes
+        Most variable genes kept (scanpy's "seurat_v3"); None keeps every gene that occurs. Cells are normalised on all
+        genes before that.
+    panel_rows
+        Cells that genes are chosen on: those of training. By default all.
+
+    Raises
+    ------
+    ScreproError
+        A column is missing or has cells without a label, no or several labels are called like a control, values are not
+        counts, or a cell has none.
+    """
+    check_counts(adata.X, what="X of the cells")
+    names = {}
+    for key in (perturbation_key, context_key, batch_key):
+        if key is not None:
+            check_labels(adata.obs, key)
+        names[key] = np.full(adata.n_obs, ONE) if key is None else adata.obs[key].astype(str).to_numpy()
+    found = sorted(set(names[perturbation_key]))
+    usual = [name for name in found if (name == control if control else name.lower() in CONTROLS)]
+    if len(usual) != 1 or len(found) < 2:
+        raise ScreproError(
+            "Perturbed cells have one control condition and at least one other.",
+            got=f"{', '.join(found[:6])} in {perturbation_key}" + (f", control {control!r}" if control else ""),
+            fix="name the control",
+        )
+    counts = sp.csr_matrix(adata.X, dtype=np.float32)
+    if empty := int((np.asarray(counts.sum(1)).ravel() == 0).sum()):
+        raise ScreproError(
+            "Every cell needs at least one count.", got=f"{empty} cells without any", fix="drop these cells"
+        )
+    panel = variable_panel(counts if panel_rows is None else counts[panel_rows], n_genes)
+    perturbations = (usual[0], *(name for name in found if name != usual[0]))
+    contexts, batches = (tuple(sorted(set(names[key]))) for key in (context_key, batch_key))
+    return Populations(
+        x=log_median(counts)[:, panel].tocsr(),
+        counts=counts[:, panel].tocsr(),
+        perturbation=_codes(names[perturbation_key], perturbations),
+        context=_codes(names[context_key], contexts),
+        batch=_codes(names[batch_key], batches),
+        genes=tuple(map(str, adata.var_names[panel])),
+        perturbations=perturbations,
+        contexts=contexts,
+        batches=batches,
+    )
+
+
+def _codes(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    order = np.argsort(names)
+    return order[np.searchsorted(np.asarray(names)[order], labels)].astype(np.int64)
+
+
+def log_median(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """log1p of counts (n, G) scaled to the median total of the cells, float32: scanpy's default target.
+
+    The paper names no target sum; scanpy's function, which it cites, takes the median where none is given.
+    """
+    totals = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
+    scaled = sp.csr_matrix(counts, dtype=np.float64)
+    factor = np.median(totals[totals > 0]) / np.maximum(totals, 1)
+    scaled.data = np.log1p(scaled.data * np.repeat(factor, np.diff(scaled.indptr)))
+    return scaled.astype(np.float32)
+
+
+def gather(x: sp.csr_matrix, rows: np.ndarray, divisor: np.ndarray | float = 1.0) -> np.ndarray:
+    """Dense float32 cells of row numbers of any shape: (..., G), each value divided by `divisor`, a number or (G,)."""
+    from screpro.kernels.tiles import each
+
+    rows = np.asarray(rows)
+    flat = rows.reshape(-1)
+    out = np.empty((len(flat), x.shape[1]), dtype=np.float32)
+    factor = np.broadcast_to(1 / np.asarray(divisor, dtype=np.float32), x.shape[1:])
+    part = 4096
+
+    def worker():
+        def some(index: int):
+            piece = slice(index * part, (index + 1) * part)
+            _scatter(x.indptr, x.indices, x.data, flat[piece], factor, out[piece])
+
+        return some
+
+    each(worker, -(-len(flat) // part))
+    return out.reshape(*rows.shape, x.shape[1])
+
+
+@numba.njit(cache=True, nogil=True)
+def _scatter(indptr, indices, data, rows, factor, out):
+    """Write sparse rows into dense ones."""
+    for i in range(len(rows)):
+        own = out[i]
+        own[:] = 0
+        for k in range(indptr[rows[i]], indptr[rows[i] + 1]):
+            own[indices[k]] = data[k] * factor[indices[k]]
