@@ -13,6 +13,7 @@ import numpy as np
 
 from screpro.bench_kernels import OPERATIONS, kernels
 from screpro.bench_measure import turns
+from screpro.bench_perturbdiff import perturbdiff
 from screpro.bench_scldm import scldm
 from screpro.errors import ScreproError
 
@@ -233,6 +234,7 @@ def _dense_step(model, x, optimizer, n: int) -> Callable[[], None]:
 BENCHES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "annotate": annotate,
     "scldm": scldm,
+    "perturbdiff": perturbdiff,
     "kernels": kernels,
     **{f"kernels-{name}": partial(kernels, name) for name in OPERATIONS},
 }

@@ -257,7 +257,9 @@ def metrics(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="annotate, scldm, kernels, or one operation, as in kernels-pca.")],
+    what: Annotated[
+        str, typer.Argument(help="annotate, scldm, perturbdiff, kernels, or one operation, as in kernels-pca.")
+    ],
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows and the machine's facts there.")
     ] = None,

@@ -125,6 +125,21 @@ def test_learning_rate():
     ramp = [rate(step, warmup=0.1) for step in range(11)]
     assert all(np.diff(ramp) > 0) and ramp[10] == 1
     assert math.isclose(rate(55, warmup=0.1), 0.5)
+    flat = [rate(step, schedule="flat cosine", warmup=0.1) for step in range(100)]
+    assert flat[10:21] == [1.0] * 11 and all(np.diff(flat[20:]) < 0) and flat[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_biases_do_not_decay():
+    """Without a gradient only the decay moves weights, and it leaves vectors alone."""
+
+    def nothing(model, rows, generator):
+        return 0.0 * sum(p.sum() for p in model.parameters())
+
+    model = network()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    fit(model, nothing, N, TrainConfig(epochs=3, batch_size=5, learning_rate=0.1, weight_decay=0.1))
+    for name, after in model.named_parameters():
+        assert torch.equal(after, before[name]) == (after.ndim == 1), name
 
 
 def test_it_learns():

@@ -10,6 +10,7 @@ Control cells of every context are known everywhere, those of held-out contexts 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numba
@@ -136,6 +137,14 @@ class Populations:
         matched = (controls or self).matched(codes[1], codes[2], size, rng=rng)
         return Sets(rows, matched, padding, *codes)
 
+    @cached_property
+    def _control_pools(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Sorted keys of control cells, and their row numbers: by context and batch, by batch, by context."""
+        pool = np.flatnonzero(self.is_control)
+        keys = self.context * len(self.batches) + self.batch, self.batch, self.context
+        orders = [pool[np.argsort(key[pool], kind="stable")] for key in keys]
+        return [(key[order], order) for key, order in zip(keys, orders, strict=True)]
+
     def matched(self, context: np.ndarray, batch: np.ndarray, size: int, *, rng: np.random.Generator) -> np.ndarray:
         """(S, size) row numbers of random control cells for sets of given context (S,) and batch (S,).
 
@@ -144,16 +153,13 @@ class Populations:
         ScreproError
             There is no control cell of a context and batch, nor of the batch, nor of the context.
         """
-        pool = np.flatnonzero(self.is_control)
         answer = np.full((len(context), size), -1)
-        both = self.context * len(self.batches) + self.batch
-        wanted = np.asarray(context) * len(self.batches) + np.asarray(batch)
-        for key, asked in ((both, wanted), (self.batch, np.asarray(batch)), (self.context, np.asarray(context))):
-            if not (left := np.flatnonzero(answer[:, 0] < 0)).size or not pool.size:
-                break
-            order = pool[np.argsort(key[pool], kind="stable")]
-            first = np.searchsorted(key[order], asked[left])
-            count = np.searchsorted(key[order], asked[left], side="right") - first
+        context, batch = np.asarray(context), np.asarray(batch)
+        asked = context * len(self.batches) + batch, batch, context
+        for (key, order), wanted in zip(self._control_pools, asked, strict=True):
+            left = np.flatnonzero(answer[:, 0] < 0)
+            first = np.searchsorted(key, wanted[left])
+            count = np.searchsorted(key, wanted[left], side="right") - first
             left, first, count = left[count > 0], first[count > 0], count[count > 0]
             answer[left] = order[first[:, None] + (rng.random((len(left), size)) * count[:, None]).astype(np.int64)]
         if (missing := np.flatnonzero(answer[:, 0] < 0)).size:
