@@ -208,7 +208,7 @@ def populations(
     names = {}
     for key in (perturbation_key, context_key, batch_key):
         if key is not None:
-            check_labels(adata.obs, key)
+            check_labels(adata.obs, key, min_classes=1)
         names[key] = np.full(adata.n_obs, ONE) if key is None else adata.obs[key].astype(str).to_numpy()
     found = sorted(set(names[perturbation_key]))
     usual = [name for name in found if (name == control if control else name.lower() in CONTROLS)]
