@@ -39,14 +39,16 @@ class _Reversed(torch.autograd.Function):
 class Cpa(nn.Module):
     """Encoder, vectors of types and states, decoder, and the two classifiers that work against the encoder."""
 
-    def __init__(self, n_genes: int, n_types: int, width: int, layers: int, latent: int, *, dropout: float):
+    def __init__(
+        self, n_genes: int, n_types: int, width: int, layers: int, latent: int, *, dropout: float, n_states: int = 2
+    ):
         super().__init__()
         self.encoder = nn.Sequential(stack(n_genes, width, layers, dropout=dropout), nn.Linear(width, latent))
         self.decoder = nn.Sequential(stack(latent, width, layers, dropout=dropout), nn.Linear(width, n_genes))
         self.type_vectors = nn.Embedding(n_types, latent)
-        self.state_vectors = nn.Embedding(2, latent)
+        self.state_vectors = nn.Embedding(n_states, latent)
         self.type_reader = nn.Sequential(stack(latent, 64, 2, dropout=dropout), nn.Linear(64, n_types))
-        self.state_reader = nn.Sequential(stack(latent, 64, 2, dropout=dropout), nn.Linear(64, 2))
+        self.state_reader = nn.Sequential(stack(latent, 64, 2, dropout=dropout), nn.Linear(64, n_states))
 
     def decode(self, z: Tensor, cell_type: Tensor, state: Tensor) -> Tensor:
         return self.decoder(z + self.type_vectors(cell_type) + self.state_vectors(state))

@@ -19,21 +19,24 @@ out, no pretrained cell embedding, with which STATE can be combined. The type is
 is seen from the control cells.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from screpro.baselines.perturbation_networks import train_network
+from screpro.data.populations import gather
 from screpro.errors import ScreproError
 from screpro.kernels.energy import energy_loss
 
 if TYPE_CHECKING:
     from screpro.tasks.perturbed_cells import PairCells
 
-__all__ = ["StateLike", "state_like"]
+__all__ = ["Groups", "StateLike", "grouped", "state_like", "trained", "transformed"]
 
 
 class StateLike(nn.Module):
@@ -61,17 +64,22 @@ def _mlp(n_in: int, width: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, n_out))
 
 
-class _Groups:
-    """Cells by (type, perturbation), and sets drawn from them."""
+class Groups:
+    """Cells by (type, perturbation), and sets drawn from them.
 
-    def __init__(self, train: "PairCells"):
-        from screpro.tasks.perturbed_cells import normalised
+    Parameters
+    ----------
+    x
+        (n, G) log-normalised cells.
+    rows
+        Row numbers of every (type, perturbation); what counts as a type is the caller's: its control cells, code 0, are
+        those that the network starts from. Types without any are left out.
+    """
 
-        self.x = torch.from_numpy(normalised(train.counts).toarray())
-        codes = np.unique(np.stack([train.cell_type, train.perturbation], 1), axis=0)
-        controlled = set(codes[codes[:, 1] == 0, 0].tolist())
-        self.codes = [(int(k), int(p)) for k, p in codes if k in controlled]
-        self.rows = {pair: torch.from_numpy(train.rows(*pair)) for pair in self.codes}
+    def __init__(self, x: sp.csr_matrix, rows: Mapping[tuple[int, int], np.ndarray]):
+        self.x = x
+        self.rows = {pair: torch.from_numpy(own) for pair, own in rows.items() if (pair[0], 0) in rows}
+        self.codes = list(self.rows)
 
     def draw(self, pair: tuple[int, int], size: int, generator: torch.Generator) -> Tensor:
         """A set (S, G): every cell at most once if there are enough."""
@@ -80,7 +88,17 @@ class _Groups:
             picked = torch.randperm(len(rows), generator=generator)[:size]
         else:
             picked = torch.randint(len(rows), (size,), generator=generator)
-        return self.x[rows[picked]]
+        return torch.from_numpy(gather(self.x, rows[picked].numpy()))
+
+
+def grouped(cell_type: np.ndarray, perturbation: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+    """Row numbers of every (type, perturbation) that occurs, in ascending order of the codes."""
+    codes, member, count = np.unique(
+        np.stack([cell_type, perturbation], 1), axis=0, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(member.reshape(-1), kind="stable")
+    parts = np.split(order, np.cumsum(count)[:-1])
+    return {(int(k), int(p)): own for (k, p), own in zip(codes, parts, strict=True)}
 
 
 def state_like(
@@ -124,13 +142,50 @@ def state_like(
     ScreproError
         Sizes below 1, or a width that its heads do not divide.
     """
+    from screpro.tasks.perturbed_cells import normalised
+
+    groups = Groups(normalised(train.counts), grouped(train.cell_type, train.perturbation))
+    model = trained(
+        groups,
+        n_perturbations=len(train.perturbations),
+        seed=seed,
+        threads=threads,
+        width=width,
+        layers=layers,
+        heads=heads,
+        dropout=dropout,
+        set_size=set_size,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+    )
+    return transformed(model, groups, cell_type=cell_type, perturbation=perturbation, set_size=set_size, seed=seed)
+
+
+def trained(
+    groups: Groups,
+    *,
+    n_perturbations: int,
+    seed: int,
+    threads: int,
+    width: int,
+    layers: int,
+    heads: int,
+    dropout: float,
+    set_size: int,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+) -> StateLike:
+    """The network, trained on pairs of sets drawn from `groups`; parameters and errors as of `state_like`."""
     if min(width, layers, heads, set_size, steps, batch_size) < 1 or width % heads:
         raise ScreproError(
             "Sizes are at least 1, and the width is a multiple of the heads.",
             got=f"{width=}, {layers=}, {heads=}, {set_size=}, {steps=}, {batch_size=}",
             fix="for example width=128, heads=4",
         )
-    groups = _Groups(train)
 
     def loss(model: nn.Module, rows: Tensor, generator: torch.Generator) -> Tensor:
         # row numbers count sets, not cells: which group a set is drawn from is drawn with it
@@ -142,9 +197,7 @@ def state_like(
         return energy_loss(made, after).mean()
 
     model, _ = train_network(
-        lambda: StateLike(
-            groups.x.shape[1], len(train.perturbations), width=width, layers=layers, heads=heads, dropout=dropout
-        ),
+        lambda: StateLike(groups.x.shape[1], n_perturbations, width=width, layers=layers, heads=heads, dropout=dropout),
         loss,
         steps * batch_size,
         epochs=1,
@@ -155,12 +208,12 @@ def state_like(
         threads=threads,
         title="STATE-like",
     )
-    return transformed(model, groups, cell_type=cell_type, perturbation=perturbation, set_size=set_size, seed=seed)
+    return model
 
 
 @torch.no_grad()
 def transformed(
-    model: StateLike, groups: _Groups, *, cell_type: np.ndarray, perturbation: np.ndarray, set_size: int, seed: int
+    model: StateLike, groups: Groups, *, cell_type: np.ndarray, perturbation: np.ndarray, set_size: int, seed: int
 ) -> np.ndarray:
     """One cell (n, G) for each label, in sets of `set_size`; what the last set of a pair has too many is left out."""
     generator = torch.Generator().manual_seed(seed)
