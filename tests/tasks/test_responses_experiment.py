@@ -1,0 +1,135 @@
+"""The comparison of responses: what is chosen, what is compared, and what an interrupted run keeps."""
+
+import numpy as np
+import pytest
+
+from screpro.data.populations import populations
+from screpro.data.simulate_atlas import atlas
+from screpro.errors import ScreproError
+from screpro.metrics.perturbation import control_cells, de_auprc, de_auroc, pds_l1, pds_l2
+from screpro.records.results import Run
+from screpro.tasks import responses_experiment as experiment
+from screpro.tasks.responses import Scorer, Scores, hold_out
+from screpro.tasks.responses_experiment import AGAINST, FAITHFUL, REPAIRED
+from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings
+
+
+@pytest.fixture(scope="module")
+def split():
+    adata = atlas(
+        n_contexts=2, n_perturbations=8, n_donors=2, cells=12, control_cells=20, n_genes=40, n_programs=4,
+        effect=1.5, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return hold_out(populations(adata, context_key="context", batch_key="donor", n_genes=None))
+
+
+@pytest.fixture
+def protocol():
+    return experiment.Protocol(
+        "atlas",
+        "context 1",
+        [0],
+        SetDiffusionSettings(width=16, layers=1, heads=2, set_size=8, sets=2, steps=8, warmup_steps=1),
+        SamplerSettings(steps=2),
+        grids={REPAIRED: [{"input_scale": "unit", "weight": 0.0}]},
+        options={AGAINST: {"steps": 4, "width": 16, "set_size": 8}},
+        conditions=2,
+        draws=2,
+    )
+
+
+def new_run(folder) -> Run:
+    folder.mkdir(exist_ok=True)
+    return Run("perturbdiff/main_results", tier="ci", folder=folder, run_id="test")
+
+
+def scored(**each) -> Scores:
+    return Scores({}, {name: np.array(value, dtype=float) for name, value in each.items()}, None)
+
+
+def test_win_rates_count_ties_both_ways_and_turn_errors_around():
+    own = scored(de_auroc=[0.6, 0.5, np.nan, 0.1], mae_of_means=[0.1, 0.2, 0.3, 0.3], called_unchanged=[0, 0, 0, 0])
+    other = scored(de_auroc=[0.5, 0.5, 0.4, 0.2], mae_of_means=[0.2, 0.2, 0.2, 0.2], called_unchanged=[1, 1, 1, 1])
+    rates = experiment.win_rates(own, other)
+    assert rates == {"de_auroc": (pytest.approx(2 / 3), pytest.approx(1 / 3)), "mae_of_means": (0.5, 0.25)}
+    assert experiment.win_rates(own, own)["mae_of_means"] == (1.0, 0.0)
+
+
+def test_floors_are_what_calling_every_gene_and_one_answer_for_all_get(split):
+    scorer = Scorer(split.test, split.controls)
+    floors = experiment.constants(scorer)
+    everything = scorer.score(np.full(split.test.x.shape, 9.0))  # far above every control value: all genes are called
+    assert everything.pair.generated.significant.all()
+    assert everything.values["de_precision"] == pytest.approx(floors["de_precision"])
+    nothing = control_cells(everything.pair)  # the same answer for every perturbation and gene
+    for function in (de_auprc, de_auroc, pds_l1, pds_l2):
+        assert np.nanmean(function(nothing)) == pytest.approx(floors[function.__name__]), function.__name__
+
+
+def test_settings_go_where_they_belong_and_unknown_ones_are_refused(protocol):
+    training, sampler = experiment.settings_of(protocol, {"noise_shift": 0.5, "weight": 0.0, "steps": 5})
+    assert (training.noise_shift, training.steps, sampler.weight, sampler.steps) == (0.5, 5, 0.0, 2)
+    with pytest.raises(TypeError):
+        experiment.settings_of(protocol, {"colour": 1})
+
+
+def test_answers_do_not_depend_on_the_held_out_expression(split, protocol):
+    wiped = split.test.__class__(**{**vars(split.test), "x": 0 * split.test.x})
+    for method in (FAITHFUL, "linear"):
+        first, second = (
+            experiment.answer(method, given, protocol, seed=0, options={}).test
+            for given in (split, split._replace(test=wiped))
+        )
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_run_is_complete_and_continues_where_it_stopped(split, protocol, tmp_path, monkeypatch):
+    methods = [FAITHFUL, AGAINST, "mean", "control_cells"]
+    run = new_run(tmp_path / "whole")
+    experiment.compare_methods(run, split, protocol, methods)
+    whole = run.frame().set_index(["method", "metric", "metric_variant"])["value"]
+    assert {"de_auroc", "null_calls", "fit_predict"} <= set(whole[FAITHFUL].index.get_level_values(0))
+    assert 0 <= whole[FAITHFUL, "win_rate", "de_auroc strictly"] <= whole[FAITHFUL, "win_rate", "de_auroc"] <= 1
+    assert whole["real_cells", "sampling_variance_ratio", "batches"] > 1  # donors differ in the simulation
+    assert (FAITHFUL, "sampling_variance_ratio", "seeds") in whole.index
+    # control cells asked for as control cells: nothing is changed
+    assert whole["control_cells", "null_calls", ""] < 0.1
+
+    answer, fitted = experiment.answer, []
+
+    def counted(method, *args, **options):
+        fitted.append(method)
+        if len(fitted) == 3:
+            raise KeyboardInterrupt
+        return answer(method, *args, **options)
+
+    monkeypatch.setattr(experiment, "answer", counted)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.compare_methods(new_run(tmp_path / "broken"), split, protocol, methods)
+    assert fitted == ["mean", AGAINST, FAITHFUL]
+    fitted.extend([""])  # past the interruption
+    again = new_run(tmp_path / "broken")
+    experiment.compare_methods(again, split, protocol, methods)
+    assert "mean" not in fitted[4:]
+    resumed = again.frame().set_index(["method", "metric", "metric_variant"])["value"]
+    own = whole[whole.index.get_level_values("metric") != "fit_predict"]
+    np.testing.assert_allclose(resumed[own.index], own, rtol=1e-5, atol=1e-7)
+
+
+def test_settings_are_chosen_on_validation_cells_and_their_answer_is_kept(split, protocol, tmp_path):
+    grid = [{"penalty": 1e9}, {"penalty": 1.0}]  # the first predicts no change
+    tuned = protocol._replace(grids={"linear": grid}, tune=True)
+    run = new_run(tmp_path)
+    chosen, made = experiment.choose(run, split, tuned, ["linear", "mean"])
+    rows = run.frame()
+    assert (rows["item"] == "tuning").all() and len(rows) == 2
+    assert chosen.grids["linear"] == [grid[1]] and rows["value"].idxmin() == 1
+    fresh = experiment.answer("linear", split, protocol, seed=0, options=grid[1])
+    np.testing.assert_array_equal(made["linear", 0].test, fresh.test)
+    untuned, made = experiment.choose(run, split, tuned._replace(tune=False), ["linear"])
+    assert untuned.grids["linear"] == [grid[0]] and not made
+
+
+def test_an_unknown_method_is_one_clear_error(split, protocol):
+    with pytest.raises(ScreproError, match="named by its key"):
+        experiment.answer("magic", split, protocol, seed=0, options={})
