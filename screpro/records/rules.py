@@ -60,10 +60,11 @@ def check(claim: str, test: Mapping[str, Any]) -> None:
             fix="correct claims.toml",
         )
     for name in ("supported", "contradicted"):
-        if test.get(name, "any") not in _SHARES:
+        share = test.get(name, "any")
+        if not (isinstance(share, float) and 0 < share <= 1) and share not in _SHARES:
             raise ScreproError(
                 f"`{name}` of a test is a share of its parts", got=f"{claim}: {test[name]!r}",
-                fix=f"one of {', '.join(_SHARES)}",
+                fix=f"one of {', '.join(_SHARES)}, or a number such as 0.8",
             )  # fmt: skip
     for part in test.get("parts", []):
         check(claim, part)
@@ -291,7 +292,7 @@ def _beyond(test: Mapping[str, Any], results: "pd.DataFrame", sign: int, reverse
 def _all(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     """Every part is supported (`supported`: "most" or "half" are); contradicted when any part is (or "most", "all").
 
-    "most" is more than half.
+    "most" is more than half; a number is the least share itself.
     """
     import pandas as pd
 
@@ -302,13 +303,18 @@ def _all(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
         word = NOT_TESTED
     else:
         yes, no = (words.count(w) / len(words) for w in ("supported", "contradicted"))
-        if yes >= _SHARES[test.get("supported", "all")]:
+        if yes >= _share(test.get("supported", "all")):
             word = "supported"
-        elif no >= _SHARES[test.get("contradicted", "any")]:
+        elif no >= _share(test.get("contradicted", "any")):
             word = "contradicted"
     rows = [part.rows for part in parts if part.rows is not None]
     said = [part.evidence if part.word == NOT_TESTED else f"[{part.word}] {part.evidence}" for part in parts]
     return Verdict(word, ". ".join(said), pd.concat(rows, ignore_index=True) if rows else None)
+
+
+def _share(given: str | float) -> float:
+    """Least share of the parts that a word or a number stands for."""
+    return _SHARES[given] if isinstance(given, str) else given - 1e-9
 
 
 #: least share of the parts of a rule that "any", "half", "most" and "all" of them are

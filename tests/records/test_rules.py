@@ -113,8 +113,11 @@ def test_shares_of_parts():
     assert rules.decide(rule | {"contradicted": "most"}, rows).word == "inconclusive"
     assert rules.decide(rule | {"supported": "most", "contradicted": "most"}, rows).word == "supported"
     assert rules.decide(rule | {"supported": "half", "contradicted": "all"}, rows).word == "supported"
-    with pytest.raises(ScreproError, match="a share of its parts"):
-        rules.check("X", rule | {"supported": "some"})
+    assert rules.decide(rule | {"supported": 2 / 3, "contradicted": "all"}, rows).word == "supported"
+    assert rules.decide(rule | {"supported": 0.7, "contradicted": 0.4}, rows).word == "inconclusive"
+    for wrong in ("some", 0.0, 1.5):
+        with pytest.raises(ScreproError, match="a share of its parts"):
+            rules.check("X", rule | {"supported": wrong})
 
 
 def test_a_mean_below_a_limit():
