@@ -22,7 +22,7 @@ from screpro.data.preprocess import variable_panel
 from screpro.data.validate import check_counts, check_labels
 from screpro.errors import ScreproError
 
-__all__ = ["CONTROLS", "Populations", "Sets", "gather", "log_median", "populations"]
+__all__ = ["CONTROLS", "Populations", "Sets", "control_first", "gather", "log_median", "populations"]
 
 CONTROLS = ("control", "ctrl", "pbs", "non-targeting", "dmso_tf 0.0", "unstimulated", "untreated", "mock")
 """What data sets call the cells that nothing was done to."""
@@ -210,21 +210,13 @@ def populations(
         if key is not None:
             check_labels(adata.obs, key, min_classes=1)
         names[key] = np.full(adata.n_obs, ONE) if key is None else adata.obs[key].astype(str).to_numpy()
-    found = sorted(set(names[perturbation_key]))
-    usual = [name for name in found if (name == control if control else name.lower() in CONTROLS)]
-    if len(usual) != 1 or len(found) < 2:
-        raise ScreproError(
-            "Perturbed cells have one control condition and at least one other.",
-            got=f"{', '.join(found[:6])} in {perturbation_key}" + (f", control {control!r}" if control else ""),
-            fix="name the control",
-        )
+    perturbations = control_first(names[perturbation_key], control, column=perturbation_key)
     counts = sp.csr_matrix(adata.X, dtype=np.float32)
     if empty := int((np.asarray(counts.sum(1)).ravel() == 0).sum()):
         raise ScreproError(
             "Every cell needs at least one count.", got=f"{empty} cells without any", fix="drop these cells"
         )
     panel = variable_panel(counts if panel_rows is None else counts[panel_rows], n_genes)
-    perturbations = (usual[0], *(name for name in found if name != usual[0]))
     contexts, batches = (tuple(sorted(set(names[key]))) for key in (context_key, batch_key))
     return Populations(
         x=log_median(counts)[:, panel].tocsr(),
@@ -237,6 +229,25 @@ def populations(
         contexts=contexts,
         batches=batches,
     )
+
+
+def control_first(labels: np.ndarray, control: str | None, *, column: str) -> tuple[str, ...]:
+    """Names of the perturbations among `labels`, that of the control first, the others sorted.
+
+    Raises
+    ------
+    ScreproError
+        None or several are called like a control (`CONTROLS`, or the name given), or there is nothing else.
+    """
+    found = sorted(set(labels))
+    usual = [name for name in found if (name == control if control else name.lower() in CONTROLS)]
+    if len(usual) != 1 or len(found) < 2:
+        raise ScreproError(
+            "Perturbed cells have one control condition and at least one other.",
+            got=f"{', '.join(found[:6])} in {column}" + (f", control {control!r}" if control else ""),
+            fix="name the control one",
+        )
+    return usual[0], *(name for name in found if name != usual[0])
 
 
 def _codes(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+from screpro.data.populations import control_first
 from screpro.data.preprocess import log_cp10k, variable_panel
 from screpro.data.validate import check_labels
 from screpro.errors import ScreproError
@@ -32,9 +33,6 @@ __all__ = [
     "put_in_effects",
     "train_cell_model",
 ]
-
-CONTROLS = ("control", "ctrl", "pbs", "non-targeting", "unstimulated", "untreated", "mock")
-"""What data sets call the cells that nothing was done to."""
 
 MIN_CELLS = 10
 """Cells that a held-out pair needs, and control cells of its type."""
@@ -107,7 +105,7 @@ def pair_cells(
     type_key, perturbation_key
         Columns of the types (or cell lines, or replicates) and of the perturbations.
     control
-        The label of control cells; by default the one with a usual name for it (`CONTROLS`).
+        The label of control cells; by default the one with a usual name for it (``data.populations.CONTROLS``).
     max_control, max_cells
         Keep at most this many cells of a type under the control, and under each perturbation; None keeps all.
 
@@ -122,15 +120,7 @@ def pair_cells(
         adata = adata[(adata.obs["label_source"] == "published").to_numpy()]
     kind = adata.obs[type_key].astype(str).to_numpy()
     given = adata.obs[perturbation_key].astype(str).to_numpy()
-    found = sorted(set(given))
-    usual = [name for name in found if (name == control if control else name.lower() in CONTROLS)]
-    if len(usual) != 1 or len(found) < 2:
-        raise ScreproError(
-            "Perturbed cells have one control condition and at least one other.",
-            got=f"{', '.join(found[:6])} in {perturbation_key}" + (f", control {control!r}" if control else ""),
-            fix="name the control one",
-        )
-    types, perturbations = sorted(set(kind)), [usual[0], *(name for name in found if name != usual[0])]
+    types, perturbations = sorted(set(kind)), list(control_first(given, control, column=perturbation_key))
     type_code = np.searchsorted(types, kind)
     code_of = {name: code for code, name in enumerate(perturbations)}
     code = np.array([code_of[name] for name in given], dtype=np.int64)
