@@ -118,11 +118,12 @@ titles = {name: own.title for name, own in {**TRAININGS, **SAMPLINGS}.items()} |
 # | as printed | $\lambda_1 = 2, \lambda_2 = G$ | equation 8 against the code |
 # | the energy distance alone | $\lambda_2 = 0$ | the other half of Figure 9 |
 # | sets of 1, of 8 cells | as many cells in a mini-batch, in smaller sets | sections 1 and 4.1; with one cell, the energy distance is the plain distance |
-# | controls of any context, none | what the network is shown beside the noised cells | sections 1 and 4.3 |
+# | controls of any context, none | what the network is shown in training beside the noised cells; drawing is from matched ones, or none | sections 1 and 4.3 |
 # | controls permuted | only when drawing: the same control cells beside other partners | the text rejects random pairing, the network pairs at random |
 # | attention between tokens | $2m$ tokens of width $D$ for $m$ of width $2D$ | Figure 2 against equation 40 |
 # | MLP after attention | as in a usual block | equations 42 and 43 against the code |
-# | from the last steps | 100 steps from $t = 99$, started with noise of spread 1 | the code's default against equation 34 |
+# | the last steps alone | as many steps as the main sampler takes, the last of the schedule, started with noise of spread 1 | the code's default (100 steps from $t = 99$) against equation 34 |
+# | one step | the network's answer to pure noise | is a chain of answers needed? |
 # | genes by their spread, less noise | settings that keep the signal of sparse genes above the noise | not in the paper |
 #
 # | what | code | test |
@@ -162,7 +163,8 @@ else:
     adata = data.load(dataset, label_key=(perturbation_key if own_file else None) or "perturbation")
     keys = {"perturbation_key": perturbation_key, "context_key": context_key, "batch_key": batch_key}
     keys = {"perturbation_key": "perturbation", "context_key": None, "batch_key": None} | keys if own_file else None
-    whole, held = real_split(adata, name, keys=keys), "split file or last context"
+    limits = {"most": None, "most_controls": None} if tier == "paper" else {}
+    whole, held = real_split(adata, name, keys=keys, **limits), "split file or last context"
 run.use_data(name, adata.uns["data_hash"])
 panel = variable_panel(whole.train.counts, genes or tier_genes)
 split = ResponseSplit(*(columns(part, [whole.train.genes[g] for g in panel]) for part in whole))
@@ -309,6 +311,11 @@ counts.set_index(["data set", "variant"])
 # %% [markdown]
 # Of the 14 scores, how many have a better or a worse mean than the main model. With one seed these are differences
 # between single trainings.
+#
+# Two things to know before reading the rows. Controls are drawn at random for every cell, so *permuting* them cannot
+# change the distribution of the answers, only that of a cell beside its partner: equal scores say nothing about the
+# network. And where a group has fewer cells than a set, as in the simulated atlas at tier `laptop` (24 of 32), a set holds
+# some of them twice, while sets of one or eight cells do not: part of the difference between set sizes may be that.
 #
 # ## Verdicts
 

@@ -110,7 +110,7 @@ class Populations:
         controls
             Cells whose controls are matched; by default these. `Sets.controls` are its row numbers.
         each
-            Sets of every group, each drawn anew from the whole group; by default as many as hold every cell once.
+            Sets of every group, in which no cell comes again before each came once; by default as many as that takes.
 
         Returns
         -------
@@ -258,7 +258,8 @@ def _codes(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
 def log_median(counts: sp.csr_matrix) -> sp.csr_matrix:
     """log1p of counts (n, G) scaled to the median total of the cells, float32: scanpy's default target.
 
-    The paper names no target sum; scanpy's function, which it cites, takes the median where none is given.
+    The paper names no target sum; scanpy's function, which it cites, takes the median where none is given. It is one
+    number of all cells passed, those that are held out included.
     """
     totals = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
     scaled = sp.csr_matrix(counts, dtype=np.float64)

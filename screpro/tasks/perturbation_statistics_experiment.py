@@ -270,7 +270,8 @@ def _add_drawn(run: Run, cells: Populations, protocol: Protocol, drawn: Drawn, *
         from scipy.stats import spearmanr
 
         value = spearmanr(*zip(*drawn.contexts.values(), strict=True)).statistic
-        run.add(**row, item="Figure 14", metric="size_mmd2_spearman", value=value)
+        if np.isfinite(value):  # contexts of one size have no ranks
+            run.add(**row, item="Figure 14", metric="size_mmd2_spearman", value=value)
     run.add(**row, item="A.4", metric="share_distinguishable", value=drawn.tested.share)
     # the last row of a seed
     run.add(**row, item="A.4", metric="tested", value=len(drawn.tested.p))

@@ -48,7 +48,7 @@ class ResponseSplit(NamedTuple):
     train: Populations  # control cells of every context among them
     validation: Populations  # perturbed cells of the held-out contexts to choose settings on; may be empty
     test: Populations  # perturbed cells of the held-out contexts
-    controls: Populations  # control cells of the held-out contexts, known to every method
+    controls: Populations  # control cells of the held-out contexts and, where they have any, batches; known to all
 
 
 def hold_out(
@@ -79,7 +79,11 @@ def hold_out(
     role = np.where(cells.is_control, "train", role)
     test, validation = (_enough(cells.take(np.flatnonzero(role == name))) for name in ("test", "validation"))
     asked = np.unique(np.concatenate([test.context, validation.context]))
-    controls = cells.take(np.flatnonzero(cells.is_control & np.isin(cells.context, asked)))
+    own = cells.is_control & np.isin(cells.context, asked)
+    # donors differ at rest: effects are measured against control cells of the donors that are asked for
+    same = own & np.isin(cells.batch, np.concatenate([test.batch, validation.batch]))
+    covered = np.isin(asked, cells.context[same]).all()
+    controls = cells.take(np.flatnonzero(same if covered else own))
     without = [cells.contexts[k] for k in asked if not (controls.context == k).any()]
     if not len(test) or without:
         raise ScreproError(

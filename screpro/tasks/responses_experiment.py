@@ -5,8 +5,8 @@ settings are chosen on, and the control condition (the null test). Rows stand un
 never mix: "" for the 14 scores and what is reported beside them, the name of a score for win rates against STATE-like
 (equal counts as a win, as in the paper; with "strictly" it does not), "seeds" and "batches" for variances.
 
-Two versions of the model are run. `perturbdiff` is the paper's: values divided by 10, DDPM's linear schedule, guidance
-weight 1. `perturbdiff_repaired` changes what that does to sparse counts, by settings alone.
+Two versions of the model are run. `perturbdiff` is the paper's: a chain of guided answers. `perturbdiff_repaired` is the
+same network asked once, without guidance, or trained on smaller sets or rescaled genes as well: settings alone.
 
 Settings of every method with something to choose are chosen by the energy distance to the real cells of the validation
 perturbations: the score that both set methods are trained on, and none of those that are reported.
@@ -100,10 +100,16 @@ def grid_of(protocol: Protocol, method: str) -> list[dict[str, Any]]:
 
 
 def settings_of(protocol: Protocol, options: Mapping[str, Any]) -> tuple[SetDiffusionSettings, SamplerSettings]:
-    """Training and sampling of the model with some settings replaced by name, whichever of the two they belong to."""
+    """Training and sampling of the model with some settings replaced by name, whichever of the two they belong to.
+
+    Both have a number of steps: "steps" is that of training, "sampler_steps" that of the sampler.
+    """
+    options = dict(options)
+    sampler_steps = options.pop("sampler_steps", protocol.sampler.steps)
     of_training = {f.name for f in fields(SetDiffusionSettings)}
     training = replace(protocol.training, **{k: v for k, v in options.items() if k in of_training})
-    return training, replace(protocol.sampler, **{k: v for k, v in options.items() if k not in of_training})
+    of_sampler = {k: v for k, v in options.items() if k not in of_training}
+    return training, replace(protocol.sampler, steps=sampler_steps, **of_sampler)
 
 
 def joined(*parts: Populations) -> Populations:
@@ -322,7 +328,8 @@ def constants(scorer: Scorer) -> dict[str, float]:
     """What scores are worth without any knowledge of perturbations.
 
     Precision and area under the precision curve: the share of truly called genes, which calling everything reaches.
-    Discrimination: (M + 1) / (2 M), one answer for all of M perturbations. Areas under the ROC curve: 1/2.
+    Discrimination: (M + 1) / (2 M), one answer for all of M perturbations if no perturbed gene is measured; where some
+    are, one answer can score more, for the gene is left out (``pds_l1``). Areas under the ROC curve: 1/2.
     """
     share = summary_side(scorer.real).significant.mean(1)  # (M,)
     m = len(share)

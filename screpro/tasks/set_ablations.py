@@ -37,7 +37,7 @@ TRAININGS = {
     "energy_only": Ablation("the energy distance alone", "Figure 9", {"scale": "energy only"}),
     "set_size_1": Ablation("sets of 1 cell", "sections 1 and 4.1", {"set_size": 1}),
     "set_size_8": Ablation("sets of 8 cells", "sections 1 and 4.1", {"set_size": 8}),
-    "controls_shuffled": Ablation("controls of any context", "section 1", {"controls": "shuffled"}),
+    "controls_shuffled": Ablation("trained with controls of any context", "section 1", {"controls": "shuffled"}),
     "controls_none": Ablation("no controls", "section 1", {"controls": "none"}),
     "token_attention": Ablation("attention between tokens", "Figure 2", {"attention": "tokens"}),
     "sequential_mlp": Ablation("MLP after attention", "eq. 38-44", {"mlp": "sequential"}),
@@ -47,7 +47,7 @@ TRAININGS = {
 """A network each."""
 
 SAMPLINGS = {
-    "last_start": Ablation("from the last steps, as in the code", "eq. 34", {"start": "last"}),
+    "last_start": Ablation("the last steps alone", "eq. 34", {"start": "last"}),
     "one_step": Ablation("one step", "eq. 34", {"steps": 1}),
     "guidance_0": Ablation("no guidance", "eq. 35", {"weight": 0.0}),
     "guidance_3": Ablation("guidance 3", "eq. 35", {"weight": 3.0}),
@@ -134,7 +134,7 @@ def _score(
 ) -> None:
     """Rows of one variant; the seconds are the last."""
     asked = joined(split.test, null_cells(split.controls))
-    # single cells are drawn in sets as large as the others': the number of cells in a set is of training alone there
+    # in sets as large as in training: a network of single cells draws them one by one
     made = generate(trained, asked, controls=split.controls, sampler=sampler, seed=seed, title=None)
     scores = scorer.score(made[: len(split.test)], null=made[len(split.test) :])
     item = (SAMPLINGS.get(variant) or TRAININGS[variant]).item

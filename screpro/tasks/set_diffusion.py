@@ -167,7 +167,10 @@ def build(cells: Populations, settings: SetDiffusionSettings, *, labels: dict[st
 
 
 def train_config(settings: SetDiffusionSettings, n_items: int, *, seed: int) -> TrainConfig:
-    """Protocol 2.3: warm-up, a tenth of all steps at full rate, half a cosine to a tenth of it."""
+    """Protocol 2.3: warm-up, a tenth of all steps at full rate, half a cosine to a tenth of it.
+
+    Whole epochs, at least one: the number of steps is the nearest that has them.
+    """
     return TrainConfig(
         epochs=max(1, round(settings.steps / -(-n_items // settings.sets))),
         batch_size=settings.sets,

@@ -294,9 +294,10 @@ def _finetune(rows: _Rows, networks: _Networks, protocol: Protocol, ratio: float
     if not rows.done(FINETUNED, variant):
         course, split = _from_pretrained(rows, networks.without(), few, few_placed, protocol, strategy)
         _scored(rows, course, split, protocol, FINETUNED, variant, null=ratio == 1)
-        both = rows.values(FINETUNED, variant), rows.values(SCRATCH, variant)
-        gain = better_by(*both) | {"mean_gain": mean_gain(*both)}
-        rows.difference(f"gain_{100 * ratio:g}", "gain", gain, item="Figure 8")
+    # every time: an interrupted run may have lost these rows, and those they come from not
+    both = rows.values(FINETUNED, variant), rows.values(SCRATCH, variant)
+    gain = better_by(*both) | {"mean_gain": mean_gain(*both)}
+    rows.difference(f"gain_{100 * ratio:g}", "gain", gain, item="Figure 8")
     # inputs of a source that pre-training did not have cannot be kept
     wanted = target.name in protocol.elsewhere and ratio == min(protocol.ratios)
     if wanted and not rows.done(ELSEWHERE, variant):

@@ -69,6 +69,8 @@ def test_floors_are_what_calling_every_gene_and_one_answer_for_all_get(split):
 def test_settings_go_where_they_belong_and_unknown_ones_are_refused(protocol):
     training, sampler = experiment.settings_of(protocol, {"noise_shift": 0.5, "weight": 0.0, "steps": 5})
     assert (training.noise_shift, training.steps, sampler.weight, sampler.steps) == (0.5, 5, 0.0, 2)
+    training, sampler = experiment.settings_of(protocol, {"sampler_steps": 1})
+    assert (training, sampler.steps) == (protocol.training, 1)
     with pytest.raises(TypeError):
         experiment.settings_of(protocol, {"colour": 1})
 

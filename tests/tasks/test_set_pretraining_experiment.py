@@ -53,6 +53,8 @@ def test_rows_of_pretraining_and_resuming(splits, monkeypatch):
         assert value["gain_5", "gain", metric] == pytest.approx(sign * (both[0] - both[1]))
     monkeypatch.setattr(pretraining.pretraining, "pretrain", _fail)
     monkeypatch.setattr(pretraining.finetuning, "train_course", _fail)
+    # a killed run loses the rows of its last method: differences come back from the rows they are of
+    run._rows = {key: row for key, row in run._rows.items() if row["method"] != "gain_5"}
     pretraining.compare_starts(run, study, protocol)
     assert len(run.frame()) == len(rows)
 
