@@ -51,7 +51,7 @@ class Fit:
     """What training leaves behind besides the weights in the model."""
 
     losses: list[float]  # mean loss of every epoch
-    seconds: float  # wall time of this call
+    seconds: float  # wall time of training, earlier calls that were interrupted included
     steps: int
     average: dict[str, Tensor] | None  # moving average of the weights, if asked for
 
@@ -135,6 +135,7 @@ def fit(
             state.load(checkpoint)
 
     started = saved = time.monotonic()
+    earlier = state.seconds
     progress = _progress(total, state.step, title)
     wrapped.train()
     order, epoch_of_order = None, -1
@@ -156,13 +157,14 @@ def fit(
         state.advance(value.detach(), len(rows), last_of_epoch=position == per_epoch - 1, share=share)
         progress.update(1)
         if checkpoint is not None and time.monotonic() - saved > config.checkpoint_seconds:
-            state.save(checkpoint)
             saved = time.monotonic()
+            state.save(checkpoint, seconds=earlier + saved - started)
     progress.close()
+    seconds = earlier + time.monotonic() - started
     if checkpoint is not None:
-        state.save(checkpoint)
+        state.save(checkpoint, seconds=seconds)
     model.eval()
-    return Fit(state.losses, time.monotonic() - started, state.step, state.average)
+    return Fit(state.losses, seconds, state.step, state.average)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -221,7 +223,7 @@ class _State:
         del self.identity["checkpoint_seconds"]
         self.decay = config.ema
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if config.ema else None
-        self.step, self.losses = 0, []
+        self.step, self.losses, self.seconds = 0, [], 0.0
         self.running = torch.zeros((), dtype=torch.float64, device=generator.device)
 
     def advance(self, loss: Tensor, size: int, *, last_of_epoch: bool, share: int) -> None:
@@ -246,7 +248,7 @@ class _State:
             self.losses.append(mean)
             self.running.zero_()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, seconds: float) -> None:
         from safetensors.torch import save_file
 
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
@@ -256,7 +258,7 @@ class _State:
             tensors |= {f"average/{k}": v for k, v in self.average.items()}
         tensors["generator"] = self.generator.get_state()
         tensors["running"] = self.running
-        meta = {"identity": self.identity, "step": self.step, "losses": self.losses}
+        meta = {"identity": self.identity, "step": self.step, "losses": self.losses, "seconds": seconds}
         # a parameter that is a view of another may not be written twice
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
         with atomic_path(path) as aside:
@@ -301,4 +303,4 @@ class _State:
         self.optimizer.load_state_dict(optimizer)
         self.generator.set_state(tensors["generator"])
         self.running.copy_(tensors["running"])
-        self.step, self.losses = meta["step"], meta["losses"]
+        self.step, self.losses, self.seconds = meta["step"], meta["losses"], meta["seconds"]

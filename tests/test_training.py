@@ -176,3 +176,10 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         with pytest.raises(ScreproError, match="complete file"):
             fit(network(), Problem(), N, CONFIG, checkpoint=file)
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]  # nothing half-written is left
+
+
+def test_time_of_interrupted_calls_counts(tmp_path):
+    file = tmp_path / "state.safetensors"
+    first = fit(network(), Problem(), N, CONFIG, checkpoint=file)
+    again = fit(network(), Problem(), N, CONFIG, checkpoint=file)  # nothing is left to train
+    assert again.steps == first.steps and again.seconds >= first.seconds > 0

@@ -5,8 +5,8 @@ settings are chosen on, and the control condition (the null test). Rows stand un
 never mix: "" for the 14 scores and what is reported beside them, the name of a score for win rates against STATE-like
 (equal counts as a win, as in the paper; with "strictly" it does not), "seeds" and "batches" for variances.
 
-Two versions of the model are run. `perturbdiff` is the paper's: a chain of guided answers. `perturbdiff_repaired` is the
-same network asked once, without guidance, or trained on smaller sets or rescaled genes as well: settings alone.
+Two versions of the model are run. `perturbdiff` is the paper's: a chain of guided answers. `perturbdiff_repaired` is
+the same network asked once, without guidance, or trained on smaller sets or rescaled genes as well: settings alone.
 
 Settings of every method with something to choose are chosen by the energy distance to the real cells of the validation
 perturbations: the score that both set methods are trained on, and none of those that are reported.
