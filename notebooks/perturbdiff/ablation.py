@@ -317,6 +317,11 @@ counts.set_index(["data set", "variant"])
 # network. And where a group has fewer cells than a set, as in the simulated atlas at tier `laptop` (24 of 32), a set holds
 # some of them twice, while sets of one or eight cells do not: part of the difference between set sizes may be that.
 #
+# A larger part is likely another thing. A set has one condition and one time step. A mini-batch of four sets of 32 cells
+# shows the network four of each, one of 128 single cells shows it 128; compute is the same. With fewer steps of training
+# than it takes to see every condition at every noise level often, that is an advantage of small sets which the paper's
+# trainings, a hundred times longer, need not have. The claim is about equal compute, and that is what is tested here.
+#
 # ## Verdicts
 
 # %% tags=["hide-input"]
