@@ -475,7 +475,7 @@ Markdown(
     f'The paper observes that "optimization is dominated by the MMD term". By gradient, the squared error is the '
     f"larger part for {paper_part} of the {len(parts)} predictions on the printed scale, and for {code_part} on the "
     f"code's, here with {n_genes} genes. The code's is followed on the other pages, the printed one is among the "
-    "[ablations](ablation)."
+    "[ablations](../perturbdiff/ablation)."
 )
 
 # %% [markdown]
