@@ -308,8 +308,17 @@ def _all(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
         elif no >= _share(test.get("contradicted", "any")):
             word = "contradicted"
     rows = [part.rows for part in parts if part.rows is not None]
-    said = [part.evidence if part.word == NOT_TESTED else f"[{part.word}] {part.evidence}" for part in parts]
+    named = zip(test["parts"], parts, strict=True)
+    said = [p.evidence if p.word == NOT_TESTED else f"[{p.word}] {_score(part)}{p.evidence}" for part, p in named]
     return Verdict(word, ". ".join(said), pd.concat(rows, ignore_index=True) if rows else None)
+
+
+def _score(part: Mapping[str, Any]) -> str:
+    """Which score a part is about, in front of its evidence; a rule of rules has none."""
+    if "metric" not in part:
+        return ""
+    variant = part.get("metric_variant", "")
+    return f"{part['metric']}{f' ({variant})' if variant else ''}: "
 
 
 def _share(given: str | float) -> float:

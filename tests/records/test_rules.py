@@ -113,6 +113,7 @@ def test_shares_of_parts():
     assert rules.decide(rule | {"contradicted": "most"}, rows).word == "inconclusive"
     assert rules.decide(rule | {"supported": "most", "contradicted": "most"}, rows).word == "supported"
     assert rules.decide(rule | {"supported": "half", "contradicted": "all"}, rows).word == "supported"
+    assert rules.decide(rule, rows).evidence.count(f"] {SHARED['metric']}") == 3  # each part says what it is about
     assert rules.decide(rule | {"supported": 2 / 3, "contradicted": "all"}, rows).word == "supported"
     assert rules.decide(rule | {"supported": 0.7, "contradicted": 0.4}, rows).word == "inconclusive"
     for wrong in ("some", 0.0, 1.5):
