@@ -641,8 +641,8 @@ table.replace("nan", "not run").set_index(["data", "aim"])
 # calls worse, and smaller sets made effects better at equal compute (the page on
 # [ablation](../perturbdiff/ablation) has the rows). Settings are chosen by the energy distance, which hears the spread of
 # common genes more than the zeros of rare ones: what it prefers need not be what calls the right genes. Not among the
-# choices here, though short trials on another simulated atlas were in their favour: dropping covariates in one of ten
-# mini-batches in place of half of them, and choosing settings by the null test, for which control cells are known.
+# choices here are dropping covariates in one of ten mini-batches in place of half of them, which looked better in one
+# short trial on another simulated atlas, and choosing settings by the null test, for which control cells are known.
 #
 # Control cells moved by an effect, measured or from the linear model, pass the null test by construction: they are real
 # cells. A generator that starts from noise has to learn what every gene's zeros look like before it can.
