@@ -221,7 +221,7 @@ experiment.compare_variants(
 # %% tags=["hide-input"]
 rows = run.with_recorded()
 shown = heaviest(rows)  # of every data set its heaviest tier
-beside = {"called_unchanged": "called, unchanged", "null_calls": "null test"}
+beside = {"called_unchanged": "called, unchanged", "null_calls": "null test", "paired_change": "paired change"}
 columns_shown = short | beside
 
 
@@ -262,7 +262,9 @@ wide(shown, ["perturbdiff", *SAMPLINGS])
 # %% [markdown]
 # "Called, unchanged" is the share of truly unchanged genes that are called, and the null test the share of all genes that
 # are called in cells generated for the control condition: both should be near 0, and as long as they are not, scores of
-# called genes compare how two networks are wrong.
+# called genes compare how two networks are wrong. "Paired change" is how far a cell moves when the controls of its set are
+# permuted and its noise is kept, as a share of the distance between two samplings ({src}`screpro.tasks.set_ablations.paired_change`):
+# 0 if partners mean nothing, as with attention between tokens.
 #
 # ### Figure 9: what a change does
 #
@@ -315,13 +317,14 @@ counts.set_index(["data set", "variant"])
 #
 # Two things to know before reading the rows. Controls are drawn at random for every cell, so *permuting* them cannot
 # change the distribution of the answers, only that of a cell beside its partner: equal scores say nothing about the
-# network. And where a group has fewer cells than a set, as in the simulated atlas at tier `laptop` (24 of 32), a set holds
+# network, the paired change does. And where a group has fewer cells than a set, as in the simulated atlas at tier `laptop` (24 of 32), a set holds
 # some of them twice, while sets of one or eight cells do not: part of the difference between set sizes may be that.
 #
 # A larger part is likely another thing. A set has one condition and one time step. A mini-batch of four sets of 32 cells
 # shows the network four of each, one of 128 single cells shows it 128; compute is the same. With fewer steps of training
 # than it takes to see every condition at every noise level often, that is an advantage of small sets which the paper's
-# trainings, a hundred times longer, need not have. The claim is about equal compute, and that is what is tested here.
+# trainings, far longer and on larger mini-batches, need not have. The claim is about equal compute, and that is what is
+# tested here.
 #
 # ## Verdicts
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from screpro.baselines.response_cells import nonnegative
 from screpro.baselines.response_mlp import ToldMlp, train_told
-from screpro.baselines.responses import Asked, control_pools, controls_for
+from screpro.baselines.responses import Asked, controls_for
 from screpro.data.populations import gather
 from screpro.errors import ScreproError
 from screpro.samplers.ode import integrate
@@ -127,7 +127,7 @@ def cellflow_like(
     code = components_of(train.x, components)
     z = code(train.x)
     sizes = train.labels if told_context else {"perturbation": len(train.perturbations)}
-    pools, which = control_pools(train, train.context, train.batch)
+    pools, which = train.control_pools(train.context, train.batch)
     order = np.argsort(train.group(), kind="stable")
     _, start, count = np.unique(train.group()[order], return_index=True, return_counts=True)
 

@@ -11,11 +11,11 @@ becomes when every control cell is shifted instead of their mean.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from screpro.baselines.registry import contained, entry_of, method_of
+from screpro.baselines.registry import Baseline, contained, entry_of, method_of
 from screpro.errors import ScreproError
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASELINES",
-    "Baseline",
     "context_mean",
     "control_of_type",
     "controls_of",
@@ -34,19 +33,6 @@ __all__ = [
 ]
 
 FIXED = ("train", "cell_type", "perturbation", "seed", "threads")
-
-
-class Baseline(NamedTuple):
-    """One published or trivial method."""
-
-    name: str  # key in BASELINES and in result rows
-    title: str  # as a table prints it
-    source: str  # whom to cite
-    where: str  # module:function of screpro.baselines
-    grid: list[dict[str, Any]]  # options to try; first = default
-    kind: str = "baseline"  # or "trivial", where no effect is learned
-    random: bool = True  # whether the seed matters
-    needs: str | None = None  # extra of the package it runs
 
 
 def run(

@@ -4,13 +4,26 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from screpro.errors import ScreproError
 
-__all__ = ["contained", "entry_of", "method_of"]
+__all__ = ["Baseline", "contained", "entry_of", "method_of"]
 
 Entry = TypeVar("Entry")
+
+
+class Baseline(NamedTuple):
+    """One published or trivial method."""
+
+    name: str  # key in BASELINES and in result rows
+    title: str  # as a table prints it
+    source: str  # whom to cite
+    where: str  # module:function of screpro.baselines
+    grid: list[dict[str, Any]]  # options to try; first = default
+    kind: str = "baseline"  # or "trivial", where no effect of a perturbation is learned
+    random: bool = True  # whether the seed matters
+    needs: str | None = None  # extra of the package it runs
 
 
 def entry_of(registry: Mapping[str, Entry], name: str) -> Entry:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from screpro.baselines.responses import Asked, control_pools, controls_for
+from screpro.baselines.responses import Asked, controls_for
 from screpro.data.populations import gather
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def moved(controls: "Populations", asked: Asked, change: np.ndarray, which: np.n
     (n, G) float32
     """
     x = gather(controls.x, controls_for(controls, asked, seed=seed))
-    pools, pool = control_pools(controls, asked.context, asked.batch)
+    pools, pool = controls.control_pools(asked.context, asked.batch)
     before = pool_means(controls, pools)
     pairs, member = np.unique(np.stack([pool, which]), axis=1, return_inverse=True)
     start = before[pairs[0]]

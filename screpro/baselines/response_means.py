@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from screpro.baselines.response_cells import moved, pool_means
-from screpro.baselines.responses import Asked, control_pools, controls_for
+from screpro.baselines.responses import Asked, controls_for
 from screpro.data.populations import gather
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def changes(train: "Populations") -> Changes:
     cells = train.take(np.flatnonzero(~train.is_control))
     code = cells.perturbation * len(cells.contexts) + cells.context
     groups, member, count = np.unique(code, return_inverse=True, return_counts=True)
-    pools, which = control_pools(train, cells.context, cells.batch)
+    pools, which = train.control_pools(cells.context, cells.batch)
     paired = sp.csr_matrix((np.ones(len(cells)), (member, which)), shape=(len(groups), len(pools)))
     change = (_sums(cells.x, member, len(groups)) - paired @ pool_means(train, pools)) / count[:, None]
     return Changes(change, count, groups // len(cells.contexts), groups % len(cells.contexts))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from screpro.baselines.responses import Asked, control_pools, controls_for
+from screpro.baselines.responses import Asked, controls_for
 
 if TYPE_CHECKING:
     from screpro.baselines.state_like import Groups
@@ -32,7 +32,7 @@ def _groups(train: "Populations") -> "Groups":
 
     covariate = _covariate(train, len(train.batches))
     rows = grouped(covariate, train.perturbation)
-    pools, which = control_pools(train, train.context, train.batch)
+    pools, which = train.control_pools(train.context, train.batch)
     of_pool = np.unique(np.stack([which, covariate]), axis=1)
     rows |= {(int(k), 0): pools[number] for number, k in of_pool.T if (int(k), 0) not in rows}
     return Groups(train.x, rows)
@@ -76,7 +76,7 @@ def state_like(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
     )
-    pools, which = control_pools(controls, asked.context, asked.batch)
+    pools, which = controls.control_pools(asked.context, asked.batch)
     start = Groups(controls.x, {(number, 0): rows for number, rows in enumerate(pools)})
     return transformed(model, start, cell_type=which, perturbation=asked.perturbation, set_size=set_size, seed=seed)
 

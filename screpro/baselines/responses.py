@@ -12,27 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from screpro.baselines.registry import contained, entry_of, method_of
+from screpro.baselines.registry import Baseline, contained, entry_of, method_of
 from screpro.errors import ScreproError
 
 if TYPE_CHECKING:
     from screpro.data.populations import Populations
 
-__all__ = ["BASELINES", "Asked", "Baseline", "control_pools", "controls_for", "run", "run_with_null"]
+__all__ = ["BASELINES", "Asked", "controls_for", "run"]
 
 FIXED = ("train", "asked", "controls", "seed", "threads")
-
-
-class Baseline(NamedTuple):
-    """One published or trivial method."""
-
-    name: str  # key in BASELINES and in result rows
-    title: str  # as a table prints it
-    source: str  # whom to cite
-    where: str  # module:function of screpro.baselines
-    grid: list[dict[str, Any]]  # options to try; first = default
-    kind: str = "baseline"  # or "trivial", where no effect of a perturbation is learned
-    random: bool = True  # whether the seed matters
 
 
 class Asked(NamedTuple):
@@ -83,47 +71,15 @@ def run(
         Unknown method or option, parts on different genes or codes, no cell asked for, no perturbed cell to learn from,
         or a context and batch without control cells.
     """
-    return _run(name, train, [asked], controls, seed=seed, threads=threads, options=options)[0]
-
-
-def run_with_null(
-    name: str,
-    train: "Populations",
-    *,
-    asked: "Populations",
-    controls: "Populations",
-    seed: int,
-    threads: int = 1,
-    options: dict[str, Any] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cells for `asked`, and cells for the control condition in the place of `controls`, after one training.
-
-    Parameters and errors as of `run`; returns (n, G) and (number of controls, G) as `Scorer.score` takes them.
-    """
-    return _run(name, train, [asked, controls], controls, seed=seed, threads=threads, options=options)
-
-
-def _run(
-    name: str,
-    train: "Populations",
-    asked: list["Populations"],
-    controls: "Populations",
-    *,
-    seed: int,
-    threads: int,
-    options: dict[str, Any] | None,
-) -> tuple[np.ndarray, ...]:
     entry = entry_of(BASELINES, name)
     options = options or {}
     method = method_of(name, entry.where, options, fixed=FIXED)
-    for part in asked:
-        _check(train, part, controls)
-    labels = Asked(*(np.concatenate([getattr(part, code) for part in asked]) for code in Asked._fields))
-    control_pools(controls, labels.context, labels.batch)  # or an error before any work
+    _check(train, asked, controls)
+    labels = Asked(*(getattr(asked, code) for code in Asked._fields))
+    controls.control_pools(labels.context, labels.batch)  # or an error before any work
     with contained(name, threads=threads):
         made = method(train, asked=labels, controls=controls, seed=seed, threads=threads, **options)
-    made = np.maximum(np.asarray(made, dtype=np.float32), 0)
-    return tuple(np.split(made, np.cumsum([len(part) for part in asked])[:-1]))
+    return np.maximum(np.asarray(made, dtype=np.float32), 0)
 
 
 def _check(train: "Populations", asked: "Populations", controls: "Populations") -> None:
@@ -142,51 +98,12 @@ def _check(train: "Populations", asked: "Populations", controls: "Populations") 
         )
 
 
-def control_pools(
-    controls: "Populations", context: np.ndarray, batch: np.ndarray
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Control cells that belong to each pair of context and batch.
-
-    Parameters
-    ----------
-    controls
-        Cells; those that are no control cells are passed over.
-    context, batch
-        (n,) codes asked for.
-
-    Returns
-    -------
-    pools
-        Row numbers in `controls` for every pair that occurs: of both, else of the batch, else of the context.
-    which
-        (n,) number of the pool.
-
-    Raises
-    ------
-    ScreproError
-        A pair has none of these.
-    """
-    pairs, which = np.unique(np.stack([context, batch]), axis=1, return_inverse=True)
-    pools = []
-    for k, b in pairs.T.tolist():
-        own, same = controls.is_control & (controls.context == k), controls.is_control & (controls.batch == b)
-        found = next((chosen for chosen in (own & same, same, own) if chosen.any()), None)
-        if found is None:
-            raise ScreproError(
-                "A context that is asked for has control cells, or its batch has.",
-                got=f"none of context {controls.contexts[k]!r} or batch {controls.batches[b]!r}",
-                fix="keep the control cells of every context",
-            )
-        pools.append(np.flatnonzero(found))
-    return pools, which.reshape(-1)
-
-
 def controls_for(controls: "Populations", asked: Asked, *, seed: int) -> np.ndarray:
     """Row numbers (n,) in `controls` of a control cell for each cell asked for.
 
     Within a perturbation, context and batch none comes twice before each came once.
     """
-    pools, which = control_pools(controls, asked.context, asked.batch)
+    pools, which = controls.control_pools(asked.context, asked.batch)
     rng, rows = np.random.default_rng(seed), np.empty(len(which), dtype=np.int64)
     groups, member = np.unique(np.stack([which, asked.perturbation]), axis=1, return_inverse=True)
     order = np.argsort(member.reshape(-1), kind="stable")

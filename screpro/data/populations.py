@@ -96,9 +96,7 @@ class Populations:
         """(n,) code of (perturbation, context, batch)."""
         return (self.perturbation * len(self.contexts) + self.context) * len(self.batches) + self.batch
 
-    def sets(
-        self, size: int, *, rng: np.random.Generator, controls: "Populations | None" = None, each: int | None = None
-    ) -> Sets:
+    def sets(self, size: int, *, rng: np.random.Generator, controls: "Populations | None" = None) -> Sets:
         """Cut all cells into sets of one group each.
 
         Parameters
@@ -109,8 +107,6 @@ class Populations:
             Of the order of cells, of padding and of controls.
         controls
             Cells whose controls are matched; by default these. `Sets.controls` are its row numbers.
-        each
-            Sets of every group, in which no cell comes again before each came once; by default as many as that takes.
 
         Returns
         -------
@@ -125,7 +121,7 @@ class Populations:
         order = rng.permutation(len(self))
         order = order[np.argsort(self.group()[order], kind="stable")]
         groups, start, count = np.unique(self.group()[order], return_index=True, return_counts=True)
-        n_sets = -(-count // size) if each is None else np.full(len(groups), each)
+        n_sets = -(-count // size)
         of_set = np.repeat(np.arange(len(groups)), n_sets)
         block = np.arange(len(of_set)) - np.repeat(np.cumsum(n_sets) - n_sets, n_sets)
         place = block[:, None] * size + np.arange(size)  # (S, m) rank inside the group
@@ -137,39 +133,58 @@ class Populations:
         matched = (controls or self).matched(codes[1], codes[2], size, rng=rng)
         return Sets(rows, matched, padding, *codes)
 
-    @cached_property
-    def _control_pools(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Sorted keys of control cells, and their row numbers: by context and batch, by batch, by context."""
-        pool = np.flatnonzero(self.is_control)
-        keys = self.context * len(self.batches) + self.batch, self.batch, self.context
-        orders = [pool[np.argsort(key[pool], kind="stable")] for key in keys]
-        return [(key[order], order) for key, order in zip(keys, orders, strict=True)]
+    def control_pools(self, context: np.ndarray, batch: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Control cells that belong to each pair of context and batch.
 
-    def matched(self, context: np.ndarray, batch: np.ndarray, size: int, *, rng: np.random.Generator) -> np.ndarray:
-        """(S, size) row numbers of random control cells for sets of given context (S,) and batch (S,).
+        Parameters
+        ----------
+        context, batch
+            (n,) codes asked for.
+
+        Returns
+        -------
+        pools
+            Row numbers for every pair that occurs: of both, else of the batch, else of the context.
+        which
+            (n,) number of the pool.
 
         Raises
         ------
         ScreproError
-            There is no control cell of a context and batch, nor of the batch, nor of the context.
+            A pair has none of these.
         """
-        answer = np.full((len(context), size), -1)
-        context, batch = np.asarray(context), np.asarray(batch)
-        asked = context * len(self.batches) + batch, batch, context
-        for (key, order), wanted in zip(self._control_pools, asked, strict=True):
-            left = np.flatnonzero(answer[:, 0] < 0)
-            first = np.searchsorted(key, wanted[left])
-            count = np.searchsorted(key, wanted[left], side="right") - first
-            left, first, count = left[count > 0], first[count > 0], count[count > 0]
-            answer[left] = order[first[:, None] + (rng.random((len(left), size)) * count[:, None]).astype(np.int64)]
-        if (missing := np.flatnonzero(answer[:, 0] < 0)).size:
-            one = missing[0]
-            raise ScreproError(
-                "Every set needs a control cell of its context or of its batch.",
-                got=f"none of context {self.contexts[context[one]]!r} or batch {self.batches[batch[one]]!r}",
-                fix="keep the control cells of every context, or drop the cells without any",
-            )
-        return answer
+        pairs, which = np.unique(np.stack([context, batch]), axis=1, return_inverse=True)
+        return [self._pool(k, b) for k, b in pairs.T.tolist()], which.reshape(-1)
+
+    @cached_property
+    def _pools(self) -> dict[tuple[int, int], np.ndarray]:
+        """Pools found so far: training asks for the same few in every step."""
+        return {}
+
+    def _pool(self, context: int, batch: int) -> np.ndarray:
+        """Row numbers of the control cells of one context and batch."""
+        if (context, batch) not in self._pools:
+            own, same = self.is_control & (self.context == context), self.is_control & (self.batch == batch)
+            found = next((chosen for chosen in (own & same, same, own) if chosen.any()), None)
+            if found is None:
+                raise ScreproError(
+                    "Every context that is asked for has control cells, or its batch has.",
+                    got=f"none of context {self.contexts[context]!r} or batch {self.batches[batch]!r}",
+                    fix="keep the control cells of every context, or drop the cells without any",
+                )
+            self._pools[context, batch] = np.flatnonzero(found)
+        return self._pools[context, batch]
+
+    def matched(self, context: np.ndarray, batch: np.ndarray, size: int, *, rng: np.random.Generator) -> np.ndarray:
+        """(S, size) row numbers of random control cells for sets of given context (S,) and batch (S,).
+
+        From `control_pools`, whose error it raises.
+        """
+        pools, which = self.control_pools(context, batch)
+        count = np.array([len(pool) for pool in pools])
+        start = np.cumsum(count) - count
+        place = (rng.random((len(which), size)) * count[which, None]).astype(np.int64)
+        return np.concatenate(pools)[start[which, None] + place]
 
 
 def populations(

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from screpro.errors import ScreproError
 from screpro.records import Run
 from screpro.tasks.responses import DIRECTIONS, ResponseSplit, Scorer
@@ -19,7 +21,7 @@ from screpro.tasks.responses_experiment import FAITHFUL, joined, null_cells
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings, TrainedSets, generate, train
 from screpro.tasks.tuning import checkpoint_file, progress
 
-__all__ = ["SAMPLINGS", "TRAININGS", "Ablation", "Protocol", "compare_variants", "settings_of"]
+__all__ = ["SAMPLINGS", "TRAININGS", "Ablation", "Protocol", "compare_variants", "paired_change", "settings_of"]
 
 
 class Ablation(NamedTuple):
@@ -141,8 +143,38 @@ def _score(
     item = (SAMPLINGS.get(variant) or TRAININGS[variant]).item
     for name, value in scores.values.items():
         _add(run, protocol, variant, item, seed, name, value, scorer)
+    if sampler.shuffle_controls:
+        value = paired_change(trained, split, sampler, seed=seed)
+        shares = {"unit": "share of the distance between two samplings", "direction": "lower"}
+        run.add(**_unit(protocol, variant, seed), item=item, metric="paired_change", value=value, **shares)
     seconds = {"metric": "train_seconds", "value": trained.fit.seconds, "unit": "s", "direction": "lower"}
     run.add(**_unit(protocol, variant, seed), item=item, **seconds)
+
+
+def paired_change(trained: TrainedSets, split: ResponseSplit, sampler: SamplerSettings, *, seed: int) -> float:
+    """How far cells move when the controls of their set are permuted, the noise they start from being the same.
+
+    Root mean square change of a generated cell, in units of that between two samplings with different noise, sets and
+    controls. Scores cannot tell, for controls are drawn at random anyway and every order of them is as likely.
+
+    Parameters
+    ----------
+    trained, split, sampler
+        A network, what is asked of it, and how.
+    seed
+        Of both draws that are compared; the two samplings have this and the next.
+
+    Returns
+    -------
+    float
+        0: which control stands beside which cell means nothing.
+    """
+    ways = (replace(sampler, shuffle_controls=shuffled) for shuffled in (False, True, False))
+    plain, permuted, other = (
+        generate(trained, split.test, controls=split.controls, sampler=way, seed=own, title=None)
+        for way, own in zip(ways, (seed, seed, seed + 1), strict=True)
+    )
+    return float(np.sqrt(np.square(permuted - plain).mean() / np.square(other - plain).mean()))
 
 
 def _unit(protocol: Protocol, variant: str, seed: int | None) -> dict[str, Any]:
