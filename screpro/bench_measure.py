@@ -9,7 +9,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from screpro.errors import ScreproError
+from screpro.second_python import environment, run_script
 
 __all__ = [
     "ELSEWHERE",
@@ -63,12 +63,20 @@ def turns(*functions: Callable[[], Any], seconds: float = 4.0, least: int = 5) -
 
 
 def around(ours: Callable[[], Any], peer: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Median milliseconds of ours, two calls before and two after one call of a slow peer; its time and its result."""
+    """Median milliseconds of ours, called before and after one call of a slow peer; its time and its result."""
     ours()
-    times = [once(ours)[0] for _ in range(2)]
+    times = _repeated(ours)
     peer_ms, result = once(peer)
-    times += [once(ours)[0] for _ in range(2)]
+    times += _repeated(ours)
     return statistics.median(times), peer_ms, result
+
+
+def _repeated(function: Callable[[], Any], *, seconds: float = 1.0, least: int = 2) -> list[float]:
+    """Milliseconds of some calls: of a short function many, as its time scatters most."""
+    times: list[float] = []
+    while len(times) < least or sum(times) < 1e3 * seconds:
+        times.append(once(function)[0])
+    return times
 
 
 def around_elsewhere(
@@ -179,7 +187,7 @@ def peak_memory(module: str, name: str) -> tuple[float, float]:
     call has given back to the allocator would hide what this one takes.
     """
     out = subprocess.run(
-        [sys.executable, "-m", module, name], capture_output=True, text=True, check=False, env=_environment()
+        [sys.executable, "-m", module, name], capture_output=True, text=True, check=False, env=environment(threads())
     )
     if out.returncode:
         raise ScreproError("Memory is measured in a process of its own.", got=out.stderr[-500:], fix="see the error")
@@ -227,26 +235,13 @@ def in_second_environment(job: str, arrays: dict[str, np.ndarray]) -> tuple[list
 
     `screpro.bench_peers` runs there as a plain script: arrays in and out as .npz, times as JSON.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        given, made = Path(folder) / "given.npz", Path(folder) / "made.npz"
-        np.savez(given, **arrays)
-        script = Path(__file__).with_name("bench_peers.py")
-        command = [os.environ[PEER_PYTHON], str(script), job, str(given), str(made), str(threads())]
-        try:
-            out = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
-            failed = out.stderr[-500:] if out.returncode else ""
-        except OSError as error:
-            failed = str(error)
-        if failed:
-            raise ScreproError(
-                f"{PEER_PYTHON} names a Python with the peers of the second environment.",
-                got=failed,
-                fix=f"install there what `screpro bench --help` says, or unset {PEER_PYTHON}",
-            )
-        with np.load(made, allow_pickle=False) as results:
-            return json.loads(out.stdout.splitlines()[-1]), dict(results)
-
-
-def _environment() -> dict[str, str]:
-    names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return os.environ | {name: str(threads()) for name in names}
+    printed, results = run_script(
+        Path(__file__).with_name("bench_peers.py"),
+        job,
+        given=arrays,
+        variable=PEER_PYTHON,
+        threads=threads(),
+        rule=f"{PEER_PYTHON} names a Python with the peers of the second environment.",
+        fix=f"install there what `screpro bench --help` says, or unset {PEER_PYTHON}",
+    )
+    return json.loads(printed.splitlines()[-1]), results

@@ -157,7 +157,7 @@ records.paper_table("scldm", "Table 14")
 # %%
 run = records.start("scldm/reconstruction", tier=tier)
 adata = data.load(dataset, label_key=label_key)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
@@ -170,7 +170,14 @@ tiers = {  # genes, training cells, seeds, starting point, tuned, epochs of long
         False,
         30,
     ),
-    "laptop": (1000, 1500, [0, 1, 2], AutoEncoderSettings(epochs=10), True, 100),
+    "laptop": (
+        1000,
+        1500,
+        [0, 1, 2],
+        AutoEncoderSettings(epochs=30, batch_size=8, learning_rate=2e-3),  # small batches: more steps for the same cells
+        True,
+        100,
+    ),
     "paper": (
         None,
         None,

@@ -64,7 +64,7 @@ FIXED = ("counts", "labels", "n_labels", "seed", "threads", "epochs", "checkpoin
 UNITS = {"re_nb_nll": "nats per cell"}
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "scldm": [{}, {"learning_rate": 2e-3}, {"batch_size": 16}],
+    "scldm": [{}, {"learning_rate": 1e-3}, {"batch_size": 16}],
     "scvi": [{}, {"batch_size": 32}, {"batch_size": 32, "n_latent": 30, "learning_rate": 2e-3}],
     "cfgen_like": [
         {},
