@@ -74,7 +74,8 @@ def around(ours: Callable[[], Any], peer: Callable[[], Any]) -> tuple[float, flo
 def _repeated(function: Callable[[], Any], *, seconds: float = 1.0, least: int = 2) -> list[float]:
     """Milliseconds of some calls: of a short function many, as its time scatters most."""
     times: list[float] = []
-    while len(times) < least or sum(times) < 1e3 * seconds:
+    started = time.monotonic()
+    while len(times) < least or time.monotonic() - started < seconds:
         times.append(once(function)[0])
     return times
 

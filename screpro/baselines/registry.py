@@ -23,7 +23,7 @@ class Baseline(NamedTuple):
     grid: list[dict[str, Any]]  # options to try; first = default
     kind: str = "baseline"  # or "trivial", where no effect of a perturbation is learned
     random: bool = True  # whether the seed matters
-    needs: str | None = None  # extra of the package it runs
+    needs: str | None = None  # extra of the package it runs, or a package of another environment
 
 
 def entry_of(registry: Mapping[str, Entry], name: str) -> Entry:

@@ -146,6 +146,22 @@ BASELINES: dict[str, Baseline] = {
             [{}, {"told_context": False}, {"learning_rate": 3e-4}],
         ),
         Baseline(
+            "arc_state",
+            "STATE (arc-state)",
+            "Adduri et al., bioRxiv 2025, 10.1101/2025.06.26.661135",
+            "response_packages:arc_state",
+            [{}, {"learning_rate": 3e-3}, {"learning_rate": 3e-4}],
+            needs="arc-state",
+        ),
+        Baseline(
+            "cellflow_tools",
+            "CellFlow (cellflow-tools)",
+            "Klein et al., bioRxiv 2025, 10.1101/2025.04.11.648220",
+            "response_packages:cellflow_tools",
+            [{}, {"keep_rest": True}, {"keep_rest": True, "told_context": False}],
+            needs="cellflow-tools",
+        ),
+        Baseline(
             "linear",
             "Linear",
             "Ahlmann-Eltze et al., Nature Methods 2025, 10.1038/s41592-025-02772-6",
@@ -190,4 +206,4 @@ BASELINES: dict[str, Baseline] = {
         Baseline("control_cells", "Control cells", "no method", "response_means:control_cells", [{}], "trivial"),
     )
 }
-"""Every baseline; networks first."""
+"""Every baseline; networks first. One that `needs` a package runs it in another environment (`response_packages`)."""

@@ -12,6 +12,7 @@ Settings of every method with something to choose are chosen by the energy dista
 perturbations: the score that both set methods are trained on, and none of those that are reported.
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -22,6 +23,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from screpro.baselines import responses as baselines
+from screpro.baselines.response_packages import PACKAGES, missing
 from screpro.data.populations import Populations
 from screpro.metrics.distances import energy_distance_v
 from screpro.metrics.perturbation import TABLE_4
@@ -38,6 +40,7 @@ __all__ = [
     "CONSTANT",
     "FAITHFUL",
     "METHODS",
+    "OPTIONAL",
     "REAL",
     "REPAIRED",
     "Made",
@@ -46,6 +49,7 @@ __all__ = [
     "choose",
     "compare_methods",
     "constants",
+    "runnable",
     "settings_of",
     "win_rates",
 ]
@@ -55,9 +59,12 @@ FAITHFUL, REPAIRED, AGAINST = "perturbdiff", "perturbdiff_repaired", "state_like
 METHODS = [
     FAITHFUL,
     REPAIRED,
-    *(name for name, entry in baselines.BASELINES.items() if getattr(entry, "needs", None) is None),
+    *(name for name, entry in baselines.BASELINES.items() if entry.needs is None),
 ]
-"""Every method that runs without another package, the model's two versions first; others are run when asked for."""
+"""Every method that runs without another package, the model's two versions first."""
+
+OPTIONAL = [name for name in baselines.BASELINES if name not in METHODS]
+"""Methods that run a published package in an environment of its own."""
 
 CEILING, CONSTANT, REAL = "split_half", "constant", "real_cells"
 """Names in the rows of halves of the real cells, of what no prediction at all scores, and of real batches."""
@@ -90,6 +97,23 @@ class Made(NamedTuple):
     null: np.ndarray  # for the control condition of the held-out contexts
     trained: TrainedSets | None  # of the model
     seconds: float  # of fitting and generating
+
+
+def runnable(wanted: Sequence[str] | None = None) -> list[str]:
+    """Methods that can be run here, with a line printed for each that is left out.
+
+    Parameters
+    ----------
+    wanted
+        Names; by default `METHODS` and those of `OPTIONAL` whose Python is named in the environment.
+    """
+    if wanted is None:
+        wanted = [*METHODS, *(name for name in OPTIONAL if os.environ.get(PACKAGES[name].variable))]
+    reasons = {name: missing(name) for name in wanted}
+    for name, reason in reasons.items():
+        if reason:
+            print(f"not run: {name} ({reason})")
+    return [name for name, reason in reasons.items() if not reason]
 
 
 def grid_of(protocol: Protocol, method: str) -> list[dict[str, Any]]:
