@@ -6,13 +6,19 @@ through `escape`, so whatever a title or a method is called, it is shown and not
 
 import json
 import tomllib
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from screpro import paths
 from screpro.book_myst import escape, pipe_table
 from screpro.book_values import DOCUMENTS, values_page
 from screpro.errors import ScreproError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from screpro.records import Claim, Verdict
 
 __all__ = ["PAGES", "PAPERS", "states", "write_pages"]
 
@@ -122,10 +128,18 @@ def _state(state: dict[str, str]) -> str:
 # --- claims ------------------------------------------------------------------------------------------------
 
 
-def _claims(paper: str | None = None) -> list[tuple[Any, Any]]:
-    from screpro.records import load_claims, verdict
+def _claims(paper: str | None = None) -> list[tuple["Claim", "Verdict"]]:
+    from screpro.records import load_claims, load_results, verdict
 
-    return [(claim, verdict(claim)) for claim in load_claims(paper)]
+    @cache  # many claims are decided on the rows of one page
+    def rows(of: str, page: str) -> "pd.DataFrame":
+        return load_results(of, page)
+
+    def decided(claim: "Claim") -> "Verdict":
+        page = claim.test.get("page")
+        return verdict(claim, rows(claim.paper.split("-")[0], page) if page else None)
+
+    return [(claim, decided(claim)) for claim in load_claims(paper)]
 
 
 def claims_part() -> str:

@@ -88,7 +88,7 @@ def run(
         result = runner.run(notebook, pairs, tier=tier, out=out, threads=threads, force=force)
     except execute.RunFailed as error:
         print(error, file=sys.stderr)
-        raise typer.Exit(1) from None
+        raise typer.Exit(2 if error.fixable else 1) from None
     seconds = result.manifest["wall_seconds"]
     print(f"already done ({seconds:g} s then)" if result.reused else f"done in {seconds:g} s")
     print(f"page, results and manifest: {out or result.folder}")

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,10 @@ def _print(found: "Report") -> None:
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:
     name = f"{row['metric']} ({row['variant']})" if row["variant"] else row["metric"]
-    return {"score": name, "better": row["direction"]} | {head: row[c] for c, head in HEADS.items() if c in row}
+    shown = {head: row[c] for c, head in HEADS.items() if c in row}
+    # a constant floor has no correlation: not defined is not a number gone wrong
+    shown = {head: "–" if isinstance(value, float) and isnan(value) else value for head, value in shown.items()}
+    return {"score": name, "better": row["direction"]} | shown
 
 
 def _by_class(rows: "pd.DataFrame") -> list[dict[str, Any]]:

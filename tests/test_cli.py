@@ -125,12 +125,14 @@ def test_run_passes_everything_on_and_reports_a_failed_cell(call, notebook, monk
 
     def fail(name, pairs, **settings):
         seen.update(settings, pairs=pairs)
-        raise execute.RunFailed("ValueError: boom")
+        raise execute.RunFailed("ValueError: boom", fixable=seen.pop("fixable", False))
 
     monkeypatch.setattr(runner, "run", fail)
     words = ["-p", "rate", "1e-4", "-p", "seeds", "[0, 1]", "--threads", "1", "--force"]
     code, _, err = call("run", notebook, *words)
     assert code == 1 and "boom" in err
+    seen["fixable"] = True
+    assert call("run", notebook, *words)[0] == 2  # what the user can put right
     assert seen["pairs"] == [("rate", "1e-4"), ("seeds", "[0, 1]")]
     assert seen["threads"] == 1 and seen["force"] and seen["tier"] is None and seen["out"] is None
 
@@ -243,6 +245,20 @@ def test_metrics_of_perturbations(call, pair):
 def test_wrong_arguments_of_metrics(call, pair, words, said):
     code, out, err = call("metrics", *pair, *words)
     assert code == 2 and said in err and not out
+
+
+def test_a_score_that_is_not_defined_is_a_dash():
+    from screpro import cli_metrics
+
+    row = {
+        "metric": "gene_variance_pearson",
+        "variant": "",
+        "direction": "higher",
+        "value": 0.9,
+        "floor_mean": math.nan,
+    }
+    line = cli_metrics._line(row)
+    assert line["value"] == 0.9 and line["floor: mean"] == "–"
 
 
 def test_metrics_of_files_that_are_not_there_or_not_h5ad(call, pair, tmp_path):

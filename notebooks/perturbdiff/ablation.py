@@ -44,6 +44,7 @@ dataset: str | None = None  # registry name or path to an .h5ad of perturbed cel
 perturbation_key: str | None = None  # column of the perturbations; None takes the set's
 context_key: str | None = None  # column of the contexts (cell types, lines, replicates); None takes the set's
 batch_key: str | None = None  # column of the batches or donors; None takes the set's, or none
+control: str | None = None  # the perturbation of the control cells; None finds its usual names
 trainings: list[str] | None = None  # variants of training to run; None runs the tier's
 samplings: list[str] | None = None  # variants of sampling to run; None runs all
 seeds: list[int] | None = None  # seeds of weights and noise; None takes the tier's [0..1000000]
@@ -160,12 +161,12 @@ if dataset is None:
     whole = hold_out(populations(adata, context_key="context", batch_key="donor", n_genes=None))
 else:
     own_file = dataset.endswith(".h5ad")
-    name = Path(dataset).stem if own_file else dataset
+    name = Path(dataset).name if own_file else dataset
     adata = data.load(dataset, label_key=(perturbation_key if own_file else None) or "perturbation")
     keys = {"perturbation_key": perturbation_key, "context_key": context_key, "batch_key": batch_key}
     keys = {"perturbation_key": "perturbation", "context_key": None, "batch_key": None} | keys if own_file else None
     limits = {"most": None, "most_controls": None} if tier == "paper" else {}
-    whole, held = real_split(adata, name, keys=keys, **limits), "split file or last context"
+    whole, held = real_split(adata, name, keys=keys, control=control, **limits), "split file or last context"
 run.use_data(name, adata.uns["data_hash"])
 panel = variable_panel(whole.train.counts, genes or tier_genes)
 split = ResponseSplit(*(columns(part, [whole.train.genes[g] for g in panel]) for part in whole))
@@ -185,7 +186,7 @@ facts = {
     f"{training.sets} sets of {training.set_size} cells",
     "runs": f"seeds {list(protocol.seeds)}; one setting changed at a time, nothing tuned",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # ## One variant, step by step

@@ -45,6 +45,7 @@ datasets: list[str] | None = None  # registry names, "simulated", or paths to .h
 perturbation_key: str = "perturbation"  # column of the perturbations in files of your own
 context_key: str | None = "cell_type"  # column of cell types or lines in files of your own; None: all are one
 batch_key: str | None = None  # column of batches or donors in files of your own; None: all are one
+control: str | None = None  # the perturbation of control cells in files of your own; None finds its usual names
 seeds: list[int] | None = None  # seeds of the sets that are drawn; None takes the tier's [0..1000000]
 genes: int | None = None  # variable genes; None takes the paper's 2 000, or all where a set has fewer [20..40000]
 set_size: int | None = None  # cells of every set that is compared; None takes the tier's [5..1000]
@@ -114,7 +115,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from screpro import data, records
 from screpro.data.heldout import read_split, splits_dir
@@ -151,11 +152,12 @@ small = {"pbmc68k_reduced": 15, "simulated": 20}  # the smallest perturbation ha
 repeats = {"papalexi_thp1": "context", "simulated": "batch"}  # which labels repeat the whole experiment
 raw, cells, protocols = {}, {}, {}
 for dataset in datasets or names:
-    own, name = dataset.endswith(".h5ad"), Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+    own, name = dataset.endswith(".h5ad"), Path(dataset).name if dataset.endswith(".h5ad") else dataset
     keys = {"perturbation_key": "perturbation", "context_key": "cell_type", "batch_key": None}
     if own:
         keys = {"perturbation_key": perturbation_key, "context_key": context_key, "batch_key": batch_key}
-        adata = data.load(dataset, label_key=context_key or perturbation_key)
+        keys |= {"control": control}
+        adata = data.load(dataset, label_key=context_key)
     elif name == "simulated":
         adata = experiment.simulated_screen(rng=np.random.default_rng(0))
         keys |= {"context_key": "context", "batch_key": "donor"}
@@ -227,7 +229,8 @@ def describe(split):
     return {"title": split.title, "in": ", ".join(where), "validation": len(split.validation), "test": len(split.test)}
 
 
-pd.DataFrame({name: describe(split) for name, split in splits.items()}).T
+with pd.option_context("display.max_colwidth", None):  # titles in full
+    display(pd.DataFrame({name: describe(split) for name, split in splits.items()}).T)
 
 # %% [markdown]
 # Cells under a held-out perturbation in a held-out context or batch are for testing; control cells of these contexts

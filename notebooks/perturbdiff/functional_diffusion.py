@@ -144,7 +144,7 @@ use_style()
 # %%
 run = records.start("perturbdiff/functional_diffusion", tier=tier)
 adata = data.load(dataset, label_key=label_key)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 tiers = {  # seeds, set size, sets with donors, simulated donors: strengths
     "ci": ([0], 64, [], (0.0, 0.1, 0.2)),
@@ -171,7 +171,7 @@ facts = {
     "median distance of two cells, the Gaussian kernel's width": f"{width:.2f}",
     "seeds": str(list(protocol.seeds)),
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # None of the sets on this page is one of the paper's: all are **stand-ins**. The statements do not depend on the data;
@@ -338,7 +338,7 @@ right.loglog(coarse, by_energy, "s-", ms=3, color=PALETTE[1], label="energy kern
 right.loglog(coarse, by_gaussian[0] * (coarse / coarse[0]) ** 2, ":", color="0.5", lw=1, label="power 2, power 1")
 right.loglog(coarse, by_energy[0] * (coarse / coarse[0]), ":", color="0.5", lw=1)
 right.set(xlabel="noise, standard deviation", ylabel="squared length of the move", ylim=(by_gaussian[0] / 2, None))
-right.legend(fontsize=8, loc="lower right")
+legend = right.legend(fontsize=8, loc="lower right")
 
 # %% [markdown]
 # The vertical lines are steps of the schedule that the model is trained with, and this is the error there, with the

@@ -85,7 +85,8 @@ from IPython.display import Markdown, display
 from screpro import data, records
 from screpro.baselines import responses as baselines
 from screpro.data.heldout import cell_roles, read_split, splits_dir
-from screpro.data.populations import CONTROLS, populations
+from screpro.data.columns import controls_among
+from screpro.data.populations import populations
 from screpro.data.simulate_atlas import atlas
 from screpro.metrics.perturbation import TABLE_4
 from screpro.plots import PALETTE, score_figure, use_style
@@ -233,7 +234,7 @@ if simulated:
 else:
     adata = data.load(dataset, label_key=(context_key if own_file else None) or "cell_type")
     keys = {"perturbation_key": "perturbation", "context_key": "cell_type", "batch_key": None}
-name = "simulated_atlas" if simulated else Path(dataset).stem if own_file else dataset
+name = "simulated_atlas" if simulated else Path(dataset).name if own_file else dataset
 run.use_data(name, adata.uns["data_hash"])
 splits = {path.stem: read_split(path.stem) for path in splits_dir().glob("*.toml")}
 split_file = next((split for split in splits.values() if split.dataset == name), None)
@@ -253,8 +254,8 @@ if limit:  # as many cells at most of every perturbation, context and batch; of 
     order = rng.permutation(adata.n_obs)
     labels = pd.DataFrame({key: column(key)[order] for key in keys})
     place = labels.groupby(list(keys)).cumcount().to_numpy()
-    usual = [control.lower()] if control else CONTROLS
-    most = np.where(labels["perturbation_key"].str.lower().isin(usual), 3 * limit, limit)
+    usual = controls_among(set(labels["perturbation_key"]), control)
+    most = np.where(labels["perturbation_key"].isin(usual), 3 * limit, limit)
     adata = adata[np.sort(order[place < most])].copy()
 role = None
 if split_file and not held_out:
@@ -317,14 +318,18 @@ lengths = {  # of what is trained, in the place of a method's own
         "cpa": {"epochs": 5, "width": 64},
         "cellflow_like": {"steps": 60},
         "squidiff_like": {"steps": 60},
+        "arc_state": {"steps": 100, "width": 48, "set_size": 16},
+        "cellflow_tools": {"steps": 60, "width": 64},
     },
     "laptop": {
         AGAINST: {"steps": training.steps},
         "cpa": {"epochs": 15},
         "cellflow_like": {"steps": 1000},
         "squidiff_like": {"steps": 1000},
+        "arc_state": {"steps": training.steps},
+        "cellflow_tools": {"steps": 1000},
     },
-    "paper": {AGAINST: {"steps": training.steps, "set_size": training.set_size}},
+    "paper": {m: {"steps": training.steps, "set_size": training.set_size} for m in (AGAINST, "arc_state")},
 }[tier]
 grids = {FAITHFUL: [{}, {"learning_rate": 5e-4}], REPAIRED: repairs}  # first: the authors' rate for Replogle
 if tier == "laptop":  # a quarter of an hour for everything: two settings of each baseline
@@ -342,7 +347,7 @@ protocol = experiment.Protocol(
     threads=threads,
     **variances,
 )
-chosen_methods = methods or experiment.METHODS
+chosen_methods = experiment.runnable(methods)  # says what it leaves out
 asked = [cells.perturbations[p] for p in np.unique(split.test.perturbation)]
 facts = {
     "data": adata.uns["source"],
@@ -355,7 +360,7 @@ facts = {
     "model": f"width {training.width}, {training.layers} blocks, sets of {training.set_size}, {training.steps} steps",
     "runs": f"seeds {list(protocol.seeds)}, settings {'chosen on validation cells' if protocol.tune else 'not chosen'}",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # Control cells of every context are known to every method, and in the evaluation the same real control cells stand on
@@ -376,6 +381,7 @@ for method in shown:
         options = protocol.grids[method][0]
         made[method, first_seed] = experiment.answer(method, split, protocol, seed=first_seed, options=options)
 scores = {m: scorer.score(made[m, first_seed].test, null=made[m, first_seed].null) for m in shown}
+pd.set_option("display.max_colwidth", None)
 pd.Series({titles[m]: str(options[0]) for m, options in protocol.grids.items() if options[0]}, name="chosen").to_frame()
 
 # %% [markdown]
@@ -444,6 +450,25 @@ legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lowe
 # STATE, CPA, CellFlow and Squidiff are compact versions of the published networks
 # ({src}`screpro.baselines.responses.run`). Means and linear model are as described in the paper and the works it cites;
 # the linear model and *control cells + own mean effect* shift real control cells, so their cells have a real spread.
+#
+# **The published packages.** STATE and CellFlow can be run beside their compact versions, trained from scratch on the
+# same cells ({src}`screpro.baselines.response_packages`). Neither can be installed beside this book: `arc-state` asks
+# for another cell-eval than the scores here are tested against, `cellflow-tools` for older scipy and scikit-learn. Each
+# gets an environment of its own, with Python 3.11 or 3.12, and a variable names its Python; where the variable is not
+# set, the method is not run:
+#
+# ```bash
+# python3.11 -m venv arc && arc/bin/pip install "arc-state==0.11.1"
+# python3.11 -m venv cellflow && cellflow/bin/pip install "cellflow-tools==0.0.9" requests
+# export SCREPRO_ARC_STATE_PYTHON="$PWD/arc/bin/python" SCREPRO_CELLFLOW_PYTHON="$PWD/cellflow/bin/python"
+# ```
+#
+# Tried with torch 2.13.0, transformers 5.23.0 and cell-load 0.10.4, and with jax 0.10.2, ott-jax 0.6.0, flax 0.12.8 and
+# diffrax 0.7.2 (`requests` is imported by the second package, which does not ask for it). STATE runs through its
+# command line at the sizes of STATE-like. CellFlow's flow knows no perturbation "control": here control cells are
+# targets under a label of their own, so that the null test can be asked. Where settings are chosen, validation cells say
+# whether a cell is rebuilt from components alone, as the package does it, or keeps what they leave out of the control
+# cell that it started from. Their seconds hold the start of another Python and, for CellFlow, compiling.
 
 # %%
 experiment.compare_methods(run, split, protocol, chosen_methods, made=made)
@@ -498,7 +523,7 @@ for of_paper_metric in ("AUROC", "AUPRC", "DEPrec", "PDCorr", "PDSL1"):
 
 
 # %% tags=["hide-input"]
-order = [*experiment.METHODS, CEILING, CONSTANT]
+order = [*experiment.METHODS, *experiment.OPTIONAL, CEILING, CONSTANT]
 
 
 def grid(results, columns, digits=3):
@@ -717,7 +742,7 @@ records.verdicts("perturbdiff", [*(f"P{number}" for number in range(1, 9)), "P19
 # | training | 20 000 steps of 8 192 cells | up to 200 000 | 1 000 steps of 128 cells at `laptop` |
 # | sampler | 100 steps spread over the schedule | the last 100 of 1 000 steps | spread, 20 steps at `laptop`, 100 at `paper` |
 # | guidance | weight not said | 1 | 1; 0 in the repaired version |
-# | baselines | official implementations | not in the repository | compact versions, as many steps for STATE-like as for the model |
+# | baselines | official implementations | not in the repository | compact versions, as many steps for STATE-like as for the model; the packages of STATE and CellFlow where they are installed |
 # | settings chosen | best of checkpoints on validation | the same | by energy distance on validation perturbations, for every method with a choice |
 # | scores | Cell-Eval and R² | the same | the same definitions, tested against it |
 # | R² | one number for all cells | the same | the same |

@@ -48,6 +48,7 @@ low_data: list[str] | None = None  # sets that are fine-tuned on; None takes the
 perturbation_key: str = "perturbation"  # column of the perturbations in an .h5ad of your own
 context_key: str = "cell_type"  # column of its cell types, lines or replicates
 batch_key: str | None = None  # column of its donors or batches
+control: str | None = None  # its perturbation of the control cells; None finds its usual names
 ratios: list[float] = [0.01, 0.05, 1.0]  # shares of the training cells of every perturbation [0.001..1]
 seeds: list[int] | None = None  # seeds of weights, noise and sub-samples; None takes the tier's [0..1000000]
 genes: int | None = None  # variable genes that each source brings; None takes the tier's [20..40000]
@@ -201,10 +202,11 @@ for given in chosen_targets:
         continue
     own_file = given.endswith(".h5ad")
     adata = data.load(given, label_key=context_key if own_file else "cell_type")
-    name = Path(given).stem if own_file else given
+    name = Path(given).name if own_file else given
     keys = {"perturbation_key": perturbation_key, "context_key": context_key, "batch_key": batch_key}
     most, controls = (None, None) if tier == "paper" else (50, 150)
-    splits[name] = real_split(adata, name, keys=keys if own_file else None, most=most, most_controls=controls)
+    of_own = {"keys": keys, "control": control} if own_file else {}
+    splits[name] = real_split(adata, name, **of_own, most=most, most_controls=controls)
     notes[name] = adata.uns["source"]
     run.use_data(name, adata.uns["data_hash"])
 plain_sources = {}

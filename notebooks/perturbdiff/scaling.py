@@ -45,6 +45,7 @@ dataset: str | None = None  # registry name or path of an .h5ad; None: an atlas 
 perturbation_key: str = "perturbation"  # column of the perturbations in an .h5ad of your own
 context_key: str = "cell_type"  # column of its cell types, lines or replicates
 batch_key: str | None = None  # column of its donors or batches
+control: str | None = None  # the perturbation of the control cells; None finds its usual names
 seeds: list[int] | None = None  # seeds of weights and noise; None takes the tier's [0..1000000]
 genes: int | None = None  # variable genes in the panel, chosen on training cells; None takes the tier's [20..40000]
 widths: list[int] | None = None  # of the small, medium and large network; None takes the tier's [8..4096]
@@ -152,11 +153,13 @@ if dataset is None:
     split = hold_out(populations(adata, context_key="context", batch_key="donor", n_genes=None))
 else:
     own_file = dataset.endswith(".h5ad")
-    name = Path(dataset).stem if own_file else dataset
+    name = Path(dataset).name if own_file else dataset
     adata = data.load(dataset, label_key=context_key if own_file else "cell_type")
     keys = {"perturbation_key": perturbation_key, "context_key": context_key, "batch_key": batch_key}
     most = (None, None) if tier == "paper" else (60, 200)
-    split = real_split(adata, name, keys=keys if own_file else None, most=most[0], most_controls=most[1])
+    split = real_split(
+        adata, name, keys=keys if own_file else None, control=control, most=most[0], most_controls=most[1]
+    )
 run.use_data(name, adata.uns["data_hash"])
 panel = variable_panel(split.train.counts, genes or tier_genes)
 split = ResponseSplit(*(columns(part, [split.train.genes[g] for g in panel]) for part in split))
@@ -181,7 +184,7 @@ facts = {
     "training": f"{protocol.base.steps} steps of {protocol.base.sets} sets of {protocol.base.set_size} cells",
     "seeds": str(list(protocol.seeds)),
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # The atlas and every real set at hand are **stand-ins** for PBMC, and the three sizes are scaled down with them. At

@@ -64,7 +64,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown
 
 from screpro import data, records
 from screpro.data.preprocess import log_normalise
@@ -157,7 +156,7 @@ apart.drop(index=base).loc[[m for m in printed["method"].unique() if m != base]]
 # %%
 run = records.start("scdiff/ablations", tier=tier)
 adata = data.load(dataset, label_key=label_key, batch_key=batch_key)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 labelled = annotation_cells(log_normalise(adata))
 cells = labelled.cells
@@ -204,7 +203,7 @@ facts = {
     f"rate {protocol.settings.learning_rate:g}, batches of {protocol.settings.batch_size}",
     "runs": f"seeds {list(protocol.seeds)}; nothing is tuned",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # ## One network that cannot need the label

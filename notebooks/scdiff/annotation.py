@@ -130,7 +130,7 @@ records.paper_table("scdiff", "Table 5")
 # %%
 run = records.start("scdiff/annotation", tier=tier)
 adata = data.load(dataset, label_key=label_key, batch_key=batch_key)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 labelled = annotation_cells(log_normalise(adata))
 cells = labelled.cells
@@ -175,7 +175,7 @@ facts = {
     "held out": f"{protocol.test_fraction:.0%} of the cells, splits {list(protocol.splits)}",
     "runs": f"seeds {list(protocol.seeds)}, {'tuned on validation cells' if tune else 'not tuned'}",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # ## One annotator, step by step
@@ -198,7 +198,7 @@ predicted = annotator.label(errors, test)
 accuracy = np.mean(predicted == test.cell_type)
 print(f"{len(train.cell_type)} training cells, test accuracy {accuracy:.3f}")
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Confusion matrix of scDiff on the test cells: rows are true types, columns predicted types, shade is the share of the true type; most mass lies on the diagonal, T-cell subtypes are confused with each other."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Confusion matrix of scDiff on the test cells: rows are true types, columns predicted types, shade is the share of the true type; what lies on the diagonal is right."}}
 counts = confusion(test.cell_type, predicted, len(labelled.types))
 figure = confusion_figure(counts, labelled.types)
 
@@ -279,7 +279,8 @@ ways = study.pivot_table(
     aggfunc=lambda values: spread(values.mean(), values.std()),
     sort=False,
 )
-ways.rename_axis(index="macro F1 when classifying with").fillna("no batches")
+without = {kind: "no batches" if kind.startswith("batch") else "–" for kind in ways.index}
+ways.T.fillna(without).T.rename_axis(index="macro F1 when classifying with")
 
 # %% mystnb={"image": {"alt": "Left: macro F1 of scDiff using one time step alone, against the time step, one line per data set. Right: macro F1 against the number of noise draws, solid with noise shared between candidates, dashed with independent noise."}} tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -327,7 +328,7 @@ tried["setting"] = tried["metric_variant"].map(changed)
 tried["method"] = tried["method"].map(titles)
 tried.pivot_table(
     index=["method", "setting"], columns="dataset", values="value", sort=False
-).round(3) if len(tried) else Markdown("No method was tuned in this run, and no tuned run is recorded.")
+).style.format(precision=3, na_rep="–") if len(tried) else Markdown("No method was tuned in this run, and no tuned run is recorded.")
 
 # %% [markdown]
 # ## Verdict

@@ -134,7 +134,7 @@ per_thousand.rename(columns=lambda name: name.replace("(s)", "(s per 1 000 cells
 # %%
 run = records.start("scdiff/efficiency", tier=tier)
 adata = data.load(dataset, label_key=label_key)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
@@ -162,7 +162,7 @@ facts = {
     "device": "GPU" if torch.cuda.is_available() else f"processor, {threads} thread{'s' * (threads > 1)}",
     "timings": f"one per method and seed {list(seeds)}, methods in turns",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # ## One training step, taken apart

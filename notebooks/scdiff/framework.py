@@ -159,7 +159,7 @@ schedule = scaled_linear()
 # %%
 run = records.start("scdiff/framework", tier=tier)
 adata = data.load(dataset, label_key=label_key, batch_key=batch_key)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 labelled = annotation_cells(log_normalise(adata))
 cells = labelled.cells
@@ -194,7 +194,7 @@ facts = {
     "runs": f"seeds {list(protocol.seeds)}, each with its own split and mask",
     "learning rates": ", ".join(f"{rate:g}" for rate in rates) + (" (chosen on validation)" if len(rates) > 1 else ""),
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # ## Noise in: the forward process on one cell

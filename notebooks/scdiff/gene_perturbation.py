@@ -40,7 +40,9 @@ except ModuleNotFoundError:
 
 # %% tags=["parameters"]
 tier: str = "ci"  # how much to run {ci, laptop, paper}
-dataset: str = "pbmc68k_reduced"  # registry name, or path to an .h5ad of counts with a column perturbation; a set without perturbations gets planted ones
+dataset: str = "pbmc68k_reduced"  # registry name, or path to an .h5ad of counts; a set without perturbations gets planted ones
+perturbation_key: str = "perturbation"  # column of the perturbed genes in a file of your own, A or A+B
+control: str | None = None  # its value for control cells in a file of your own; None finds its usual names
 graph_file: str | None = None  # table of gene terms (gene, term) or of edges (source, target, importance); None takes the written terms
 methods: list[str] | None = None  # which methods to run; None runs all
 splits: list[int] | None = None  # seeds of the held-out genes; None takes the tier's [0..1000000]
@@ -71,6 +73,7 @@ from screpro.baselines.gene_perturbation import BASELINES
 from screpro.data.fetch import sha256_of
 from screpro.data.gene_graph import edge_graph, gene_terms, ontology_graph, planted, written_terms
 from screpro.data.perturbation_splits import genes_of
+from screpro.data.populations import control_first
 from screpro.data.preprocess import log_normalise
 from screpro.plots import PALETTE, score_figure, use_style
 from screpro.records.tables import spread
@@ -144,9 +147,14 @@ legend = panels[0].legend(loc="lower right")
 
 # %% tags=["hide-input"]
 run = records.start("scdiff/gene_perturbation", tier=tier)
-adata = data.load(dataset)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+own_file = dataset.endswith(".h5ad")
+adata = data.load(dataset, label_key=None)  # cell types are not looked at
+name = Path(dataset).name if own_file else dataset
 run.use_data(name, adata.uns["data_hash"])
+if own_file and perturbation_key in adata.obs:
+    given_names = adata.obs[perturbation_key].astype(str)
+    own_control, *_ = control_first(given_names.to_numpy(), control, column=perturbation_key)
+    adata.obs["perturbation"] = given_names.replace(own_control, "control")
 simulated = "perturbation" not in adata.obs
 if simulated:  # perturbations with a known graph are put into the cells
     made = planted(
@@ -172,7 +180,7 @@ else:
     elif "importance" in pd.read_csv(graph_file, sep=None, engine="python", nrows=1).columns:
         graph = edge_graph(graph_file, nodes)
     else:
-        graph = ontology_graph(gene_terms(graph_file), nodes)
+        graph = ontology_graph(gene_terms(graph_file), nodes, source=f"shared terms of {Path(graph_file).name}")
     if graph_file is not None:
         run.use_data(Path(graph_file).name, sha256_of(graph_file))
     expressed = log_normalise(adata)
@@ -222,7 +230,7 @@ facts = {
     "runs": f"splits {list(protocol.splits)}, seeds {list(protocol.seeds)}, "
     f"{'tuned on validation perturbations' if tune else 'not tuned'}",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # The split draws genes: three quarters are for training. A single perturbation of another gene is *unseen single*; a

@@ -129,7 +129,7 @@ records.paper_table("scdiff", "Table 2a")
 # %%
 run = records.start("scdiff/imputation", tier=tier)
 adata = data.load(dataset, label_key=label_key)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 cells = log_normalise(adata)
 counts = cells.layers["counts"]
@@ -183,7 +183,7 @@ facts = {
     "inpainted": "all cells" if protocol.inpainted is None else f"{min(protocol.inpainted, counts.shape[0])} cells",
     "left out": ", ".join(f"{titles[m]} (too slow for {counts.shape[1]} genes)" for m in left_out) or "nothing",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # An entry with count $y$ is drawn with weight $\exp(-y / 20)$, without replacement. Drawn so, it is hidden with
@@ -408,7 +408,7 @@ own = live[(live["dataset"] == "synthetic") & (live["metric"] == "imputation_pea
 own = own[(own["metric_variant"] == "") & ~own["split"].str.contains("validation")]
 own = own.assign(method=own["method"].map(titles))
 ladder = own.groupby("method", sort=False)["value"].agg(["mean", "std", "size"]).sort_values("mean")
-ladder.rename(columns={"mean": "correlation", "std": "over masks and seeds", "size": "runs"}).round(3)
+ladder.rename(columns={"mean": "correlation", "std": "over masks and seeds", "size": "runs"}).style.format(precision=3, na_rep="–")
 
 # %% [markdown]
 # ### What tuning chose

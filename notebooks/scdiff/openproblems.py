@@ -135,7 +135,7 @@ records.paper_table("scdiff", "Table 12")
 # %%
 run = records.start("scdiff/openproblems", tier=tier)
 adata = data.load(dataset, label_key=label_key, batch_key=batch_key)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 cells = log_normalise(adata)
 several = "cell_type" in cells.obs and cells.obs["cell_type"].nunique() > 1
@@ -178,7 +178,7 @@ facts = {
     "runs (split or thinning, seed)": ", ".join(map(str, runs)),
     "settings": "tuned on validation cells or molecules" if tune else "not tuned",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # ## Label projection

@@ -144,7 +144,7 @@ records.paper_table("scdiff", "Table 2b")
 # %%
 run = records.start("scdiff/perturbation", tier=tier)
 adata = data.load(dataset, label_key=label_key, batch_key=batch_key)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 if condition_key not in adata.obs:  # real cells, a known effect: the molecules of half of them are thinned by it
     adata, name = stimulate(adata, rng=np.random.default_rng(0)), f"{name} (semi-synthetic)"
@@ -205,7 +205,7 @@ facts = {
     "runs": f"seeds {list(protocol.seeds)}, "
     + (f"tuned on {validation}" if tune and validation else "not tuned"),
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # ## One prediction, step by step

@@ -64,7 +64,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from IPython.display import Markdown
 
 from screpro import data, records
 from screpro.kernels.pca import pca
@@ -127,8 +126,8 @@ records.paper_table("scldm", "Table 12")
 
 # %%
 run = records.start("scldm/ablations", tier=tier)
-adata = data.load(dataset)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+adata = data.load(dataset, label_key=None)  # labels are not looked at
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 counts = adata.X
 
@@ -181,7 +180,7 @@ facts = {
     f"{protocol.flow.steps} steps, width {protocol.flow.width}, {protocol.flow.layers} layers",
     "runs": f"splits {list(protocol.splits)}, seeds {list(protocol.seeds)}; the default was set on the `ci` cells so that it leaves the plateau; the others use its settings",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # ## One network: what it sees of a cell

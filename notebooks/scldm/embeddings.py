@@ -274,7 +274,7 @@ presets = {  # column of the groups, column of what is to be told, the class loo
     "scldm_tabula_sapiens": ("batch", "cell_type", None),
 }
 run = records.start("scldm/embeddings", tier=tier)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 own_group, own_target, own_positive = presets.get(name, (None, "cell_type", None))
 group_key, target_key, positive = group_key or own_group, target_key or own_target, positive or own_positive
 adata = data.load(dataset, label_key=target_key if dataset.endswith(".h5ad") else "cell_type")
@@ -351,7 +351,7 @@ facts = {
     "whatever the size",
     "training": f"{first.epochs} epochs, seeds {list(protocol.seeds)}; nothing is tuned for any method",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # ## One embedding, step by step

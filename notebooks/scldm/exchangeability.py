@@ -201,7 +201,7 @@ label = axes.text(0.1, 1.95, "B  latent flow", fontsize=9.5, weight="bold", colo
 # %%
 run = records.start("scldm/exchangeability", tier=tier)
 adata = data.load(dataset, label_key=label_key)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
@@ -240,7 +240,7 @@ facts = {
     f"{settings.layers} + {settings.layers} blocks, {settings.epochs} epochs",
     "runs": f"seeds {list(protocol.seeds)}, each with its own split, weights and permutations",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # None of the sets here is one of the paper's: all are **stand-ins**. The properties do not depend on the data; how much

@@ -229,7 +229,7 @@ Markdown("| statement | the printed values |\n|---|---|\n" + "\n".join(f"| {a} |
 # %%
 run = records.start("scldm/generation", tier=tier)
 adata = data.load(dataset, label_key=label_key)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
@@ -309,7 +309,7 @@ facts = {
     "runs": f"seeds {list(protocol.seeds)}; every seed trains anew; "
     + ("settings of the baselines chosen on validation cells" if protocol.tune else "no setting tuned"),
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # Where fewer genes are modelled than the data set has, half of them are the most variable ones of the training cells

@@ -124,7 +124,7 @@ threads = int(os.environ.get("SCREPRO_THREADS", os.cpu_count() or 1))
 # %%
 run = records.start("scldm/interpretability", tier=tier)
 adata = data.load(dataset, label_key=label_key)
-name = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
@@ -148,7 +148,7 @@ if tier == "laptop" and epochs is None:  # as many visits of a cell on every set
 first = protocol.seeds[0]
 pairs = settings.tokens * len(cells.sets)
 facts = {
-    "data": f"{adata.uns['source']}; a **stand-in** for the Dentate Gyrus",
+    "data": adata.uns["source"] + ("" if dataset.endswith(".h5ad") else "; a **stand-in** for the Dentate Gyrus"),
     "training cells (network, markers)": cells.train.shape[0],
     "cells whose attention is averaged": cells.shown.shape[0],
     "genes of the panel": len(cells.genes),
@@ -159,7 +159,7 @@ facts = {
     "permutations": f"{permutations_for(pairs)} for {settings.tokens} tokens x {len(cells.sets)} types",
     "runs": f"seeds {list(protocol.seeds)} of the weights, one split of the cells",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% tags=["hide-input"]
 symbols = np.array(cells.genes)[cells.usable]
@@ -181,7 +181,7 @@ pd.DataFrame(
 
 # %% tags=["hide-input"]
 listed = [f"| {own} | {', '.join(symbols[places])} |" for own, places in cells.known.items()]
-Markdown("\n".join(["| known set | genes here |", "|---|---|", *listed]) if listed else "None in this panel.")
+Markdown("\n".join(["| known set | genes here |", "|---|---|", *listed]) if listed else "None of the known sets has five genes in this panel.")
 
 # %% [markdown]
 # ## One network, step by step

@@ -73,7 +73,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown, display
+from IPython.display import display
 
 from screpro import data, records
 from screpro.baselines import perturbed_counts as baselines
@@ -167,7 +167,7 @@ records.paper_table("scldm", "Table 14")
 run = records.start("scldm/perturbation", tier=tier)
 own = dataset.endswith(".h5ad")
 adata = data.load(dataset, label_key=(type_key if own else None) or "cell_type")
-name = Path(dataset).stem if own else dataset
+name = Path(dataset).name if own else dataset
 run.use_data(name, adata.uns["data_hash"])
 where = {  # columns of types and perturbations
     "kang_9k": ("cell_type", "condition"),
@@ -261,7 +261,7 @@ facts = {
     "scLDM": f"{protocol.autoencoder.epochs} passes of the auto-encoder, {protocol.flow.steps} steps of the flow",
     "runs": f"seeds {list(protocol.seeds)}, no method tuned on these cells",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # ## One model, step by step

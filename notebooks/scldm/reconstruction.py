@@ -216,7 +216,7 @@ facts = {
     "training": f"{base.epochs} epochs for every network, seeds {list(protocol.seeds)}, "
     + ("settings chosen on the validation cells" if tune else "not tuned"),
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 # %% [markdown]
 # ## One auto-encoder, step by step

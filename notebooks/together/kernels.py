@@ -140,7 +140,7 @@ def agree(name, size, fast, naive, scale=None):
 # %%
 run = records.start("together/kernels", tier=tier)
 adata = data.load(dataset, label_key=label_key)
-shown = Path(dataset).stem if dataset.endswith(".h5ad") else dataset
+shown = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(shown, adata.uns["data_hash"])
 cells = log_normalise(adata)
 x, counts = cells.X, cells.layers["counts"]  # (cells, genes) CSR

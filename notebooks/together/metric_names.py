@@ -124,12 +124,12 @@ classes, label = np.unique(adata.obs["cell_type"].astype(str), return_inverse=Tr
 counts = adata.X.toarray()
 cells = log_cp10k(adata.X).toarray()  # (cells, genes)
 facts = {
-    "data (a stand-in for the papers' sets)": adata.uns["source"],
+    "data" if dataset.endswith(".h5ad") else "data (a stand-in for the papers' sets)": adata.uns["source"],
     "cells x genes": f"{adata.n_obs} x {adata.n_vars}",
     "classes": f"{len(classes)}, of {np.bincount(label).min()} to {np.bincount(label).max()} cells",
     "seeds": f"{len(numbers)}: another split and other draws each",
 }
-Markdown("| | this run |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items()))
+records.facts_table(facts)
 
 
 # %%

@@ -1,6 +1,7 @@
 """What a column of ``obs`` and the names of the genes say about the cells: rules of thumb, in one place."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 
 from screpro.data.validate import is_missing, plain_name
 
-__all__ = ["Column", "gene_names", "group_column"]
+__all__ = ["Column", "controls_among", "gene_names", "group_column"]
 
 MOST_CLASSES = 200
 
@@ -22,9 +23,16 @@ ROLES = {
 }
 MEASURE = r"^n(counts?|genes?|umis?|cells)|count|total|umi|pct|percent|frac|score|size|doublet|^log|mito|time$"
 CONTROL = (
-    r"(ctrl|ctl|controls?|nt|ntc|non[ _-]?targeting|scrambled?|vehicle|dmso|pbs|mock|baseline|none|wt"
+    r"(ctrl|ctl|controls?|nt|ntc|non[ _-]?targeting|scrambled?|vehicle|dmso(_tf 0\.0)?|pbs|mock|baseline|none|wt"
     r"|wild[ _-]?type|un(stim|treat|perturb|infect)\w*|healthy|normal|safe[ _-]?harbou?r|aavs1)"
 )
+
+
+def controls_among(names: Iterable[str], control: str | None = None) -> list[str]:
+    """Those of `names` that are `control` or, if none is given, that have a usual name of the untouched state."""
+    if control is not None:
+        return [name for name in names if name == control]
+    return [name for name in names if re.fullmatch(CONTROL, name.strip(), re.IGNORECASE)]
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def group_column(name: str, column: pd.Series, genes: set[str]) -> Column | None
     if not text_like and len(sizes) * 10 > len(column):
         return None  # integers with few cells each: a measurement
     role = next((role for role, pattern in ROLES.items() if re.search(pattern, plain)), "group")
-    control = next((v for v in sizes.index if re.fullmatch(CONTROL, v.strip(), re.IGNORECASE)), None)
+    control = next(iter(controls_among(sizes.index)), None)
     if control is None and role in ("condition", "perturbation"):
         control = next((v for v in sizes.index if re.match(r"(ctrl|control|nt|ntc)\b", v, re.IGNORECASE)), None)
     if role in ("condition", "group") and len(sizes) >= 3 and control is not None:

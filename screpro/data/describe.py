@@ -5,6 +5,7 @@ so a file may be larger than memory.
 """
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,14 @@ __all__ = ["Description", "Use", "describe"]
 
 AT_MOST = 1 << 25  # values looked at in one matrix; larger ones are sampled, and the description says so
 
-# page that runs a task on a file of one's own
-PAGES = {"annotation": "scdiff/annotation"}
+# pages that run a task on a file of one's own
+PAGES = {
+    "annotation": "scdiff/annotation",
+    "imputation": "scdiff/imputation",
+    "generation": "scldm/generation",
+    "perturbation across cell types": "scldm/perturbation",
+    "gene perturbation": "scdiff/gene_perturbation",
+}
 
 
 @dataclass(frozen=True)
@@ -211,31 +218,34 @@ def _scan(found: Description, view: Stored) -> str | None:
 def _judge(found: Description, obs: pd.DataFrame, blocked: str | None, dataset: str | None) -> None:
     """Decide every task; `blocked` is why none of them can be done."""
 
-    def use(task: str, possible: bool, reason: str, *parameters: str) -> None:
-        page = PAGES.get(task)
+    def use(task: str, possible: bool, reason: str, parameters: Mapping[str, str] | None = None) -> None:
+        """`parameters` of the page that does it; None: there is no page for it."""
         command = None
-        if possible and not blocked and page and dataset:
-            command = shlex.join(["screpro", "run", page, "-p", "dataset", dataset, *parameters])
+        if possible and not blocked and parameters is not None and dataset:
+            words = [word for name, value in parameters.items() for word in ("-p", name, value)]
+            command = shlex.join(["screpro", "run", PAGES[task], "-p", "dataset", dataset, *words])
         found.tasks.append(Use(task, possible and not blocked, blocked or reason, command))
 
     label, why_not = _best_label(found.columns, obs)
     batch = _first(found.columns, "batch", lambda c: not c.missing)
     if label:
-        use("annotation", True, f"{label.n_classes} classes in {label.name!r}", "-p", "label_key", label.name)
+        use("annotation", True, f"{label.n_classes} classes in {label.name!r}", {"label_key": label.name})
     else:
         use("annotation", False, why_not)
-    use("imputation", True, "needs counts only")
+    use("imputation", True, "needs counts only", {"label_key": label.name if label else "none"})
     use(
         "generation",
         True,
         f"conditional on {label.name!r}" if label else "unconditional: there are no labels",
+        {"label_key": label.name} if label else None,
     )
     use("perturbation across cell types", *_across_types(found.columns, label, why_not, obs))
 
     gene = _first(found.columns, "perturbation", lambda c: c.control is not None and c.n_classes >= 3)
     some = _first(found.columns, "perturbation", lambda c: True)
     if gene:
-        use("gene perturbation", True, f"{gene.n_classes - 1} in {gene.name!r}, control {gene.control!r}")
+        given = {"perturbation_key": gene.name, "control": gene.control}
+        use("gene perturbation", True, f"{gene.n_classes - 1} in {gene.name!r}, control {gene.control!r}", given)
     elif some:
         lacks = "fewer than two perturbations" if some.control else "no value that looks like a control"
         use("gene perturbation", False, f"{some.name!r} has {lacks}")
@@ -270,21 +280,26 @@ def _best_label(columns: list[Column], obs: pd.DataFrame) -> tuple[Column | None
     return None, reason
 
 
-def _across_types(columns: list[Column], label: Column | None, why_not: str, obs: pd.DataFrame) -> tuple[bool, str]:
-    """Can the effect of a condition be learnt on some cell types and predicted for another?"""
-    if label is None:
-        return False, why_not
-    reason = "no column of conditions"
+def _across_types(
+    columns: list[Column], label: Column | None, why_not: str, obs: pd.DataFrame
+) -> tuple[bool, str, dict[str, str] | None]:
+    """Can the effect of a condition be learnt on some cell types, or lines, and predicted for another?"""
+    # without cell types an unnamed group, lines most often, may stand for them
+    contexts = [label] if label else [c for c in columns if c.role == "group" and not c.missing]
+    reason = "no column of conditions" if contexts else why_not
     for column in columns:
         if column.role not in ("condition", "perturbation"):
             continue
         if column.control is None:
             reason = f"no value of {column.name!r} looks like a control"
             continue
-        table = pd.crosstab(obs[label.name].astype(str), obs[column.name].astype(str))
-        treated = table.drop(columns=column.control)
-        n_types = int(((treated > 0).any(axis=1) & (table[column.control] > 0)).sum())
-        if n_types >= 2:
-            return True, f"{column.name!r} against {column.control!r} in {n_types} classes of {label.name!r}"
-        reason = f"{column.name!r} and its control {column.control!r} meet in fewer than two cell types"
-    return False, reason
+        for context in contexts:
+            table = pd.crosstab(obs[context.name].astype(str), obs[column.name].astype(str))
+            treated = table.drop(columns=column.control)
+            n_types = int(((treated > 0).any(axis=1) & (table[column.control] > 0)).sum())
+            if n_types >= 2:
+                given = {"type_key": context.name, "perturbation_key": column.name, "control": column.control}
+                found = f"{column.name!r} against {column.control!r} in {n_types} classes of {context.name!r}"
+                return True, found, given
+            reason = f"{column.name!r} and its control {column.control!r} meet in fewer than two cell types"
+    return False, reason, None

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,7 @@ from screpro.errors import ScreproError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["PLACES", "Parts", "open_h5ad", "parts_of", "read_h5ad"]
+__all__ = ["PLACES", "Parts", "check_h5ad", "open_h5ad", "parts_of", "read_h5ad"]
 
 # where counts are looked for; the first that holds counts is used
 PLACES = ("layers['counts']", "X", "raw.X")
@@ -92,6 +92,35 @@ def read_h5ad(path: str | Path, *, label_key: str | None = "cell_type", batch_ke
     adata.obs_names_make_unique()  # barcodes repeat where files were joined; nothing depends on them
     adata.uns["data_hash"] = digest
     return adata
+
+
+def check_h5ad(path: str | Path, *, columns: Mapping[str, str]) -> None:
+    """Raise what is wrong with a file before any work is begun with it; nothing is kept in memory.
+
+    Parameters
+    ----------
+    path
+        An ``.h5ad`` file.
+    columns
+        Parameter of a page -> column of ``obs`` that it names. Batches, groups and conditions may be one and of any
+        size; any other column must hold two classes of two cells.
+
+    Raises
+    ------
+    ScreproError
+        As `read_h5ad`, with the name of the parameter.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".h5ad":
+        raise ScreproError(
+            "A data set of your own is an .h5ad file, named so.", got=str(path), fix="rename it, or write it as .h5ad."
+        )
+    with open_h5ad(path) as file:
+        parts = parts_of(file)
+        for parameter, column in columns.items():
+            least = 1 if parameter in ("batch_key", "group_key", "condition_key") else 2
+            check_labels(parts.obs, column, parameter=parameter, min_classes=least, min_cells=least)
+        check_genes(parts.genes(_counts_place(parts, path.name)).index)
 
 
 def _classes(column: pd.Series) -> pd.Categorical:

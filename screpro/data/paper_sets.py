@@ -159,7 +159,7 @@ def _need(obs: pd.DataFrame, column: str, entry: "Entry") -> None:
         )
 
 
-def with_keys(adata: "AnnData", entry: "Entry", *, label_key: str, batch_key: str | None) -> "AnnData":
+def with_keys(adata: "AnnData", entry: "Entry", *, label_key: str | None, batch_key: str | None) -> "AnnData":
     """Let other columns of a registry data set serve as ``cell_type`` and ``batch``."""
     for ours, theirs in (("cell_type", label_key), ("batch", batch_key)):
         if theirs is None or theirs == ours:

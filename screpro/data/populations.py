@@ -18,13 +18,13 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+from screpro.data.columns import controls_among
 from screpro.data.preprocess import variable_panel
 from screpro.data.validate import check_counts, check_labels
 from screpro.errors import ScreproError
 
-__all__ = ["CONTROLS", "Populations", "Sets", "control_first", "gather", "log_median", "populations"]
+__all__ = ["Populations", "Sets", "control_first", "gather", "log_median", "populations"]
 
-CONTROLS = ("control", "ctrl", "pbs", "non-targeting", "dmso_tf 0.0", "unstimulated", "untreated", "mock")
 """What data sets call the cells that nothing was done to."""
 
 ONE = "all"
@@ -206,7 +206,7 @@ def populations(
     perturbation_key, context_key, batch_key
         Columns; None: one label for all cells.
     control
-        Label of the control cells; by default the one with a usual name for it (`CONTROLS`).
+        Label of the control cells; by default the one with a usual name for it (``columns.CONTROL``).
     n_genes
         Most variable genes kept (scanpy's "seurat_v3"); None keeps every gene that occurs. Cells are normalised on all
         genes before that.
@@ -252,10 +252,10 @@ def control_first(labels: np.ndarray, control: str | None, *, column: str) -> tu
     Raises
     ------
     ScreproError
-        None or several are called like a control (`CONTROLS`, or the name given), or there is nothing else.
+        None or several are called like a control (``columns.CONTROL``, or the name given), or there is nothing else.
     """
     found = sorted(set(labels))
-    usual = [name for name in found if (name == control if control else name.lower() in CONTROLS)]
+    usual = controls_among(found, control)
     if len(usual) != 1 or len(found) < 2:
         raise ScreproError(
             "Perturbed cells have one control condition and at least one other.",

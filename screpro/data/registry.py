@@ -213,6 +213,8 @@ def get(name: str) -> Entry:
     if name in _all():
         return _all()[name]
     near = difflib.get_close_matches(name, _all(), n=1, cutoff=0.4)
+    if Path(f"{name}.h5ad").is_file():  # a file of one's own, without its ending
+        near = [f"{name}.h5ad"]
     hint = f"did you mean {near[0]}? " if near else ""
     raise ScreproError(
         "A data set is a name in the registry or the path of an .h5ad file.",
@@ -249,7 +251,10 @@ def data_hash(name_or_path: str | Path) -> str:
     if _is_path(name_or_path):
         path = Path(name_or_path).expanduser()
         if not path.is_file():
-            raise ScreproError("A data path has to name a file.", got=str(path), fix="correct the path")
+            others = [other.name for other in path.parent.glob("*.h5ad")]
+            near = difflib.get_close_matches(path.name, others, n=1)
+            hint = f"did you mean {path.parent / near[0]}?" if near else "correct the path"
+            raise ScreproError("A data path has to name a file.", got=str(path), fix=hint)
         return fetch.sha256_of(path)
     entry = get(str(name_or_path))
     if entry.sha256:
@@ -296,7 +301,7 @@ def verify(name: str) -> list[tuple[str, str]]:
     return report
 
 
-def load(name_or_path: str | Path, *, label_key: str = "cell_type", batch_key: str | None = None) -> "AnnData":
+def load(name_or_path: str | Path, *, label_key: str | None = "cell_type", batch_key: str | None = None) -> "AnnData":
     """Load a data set of the registry, or a user's ``.h5ad``, as integer counts.
 
     Parameters
@@ -304,7 +309,8 @@ def load(name_or_path: str | Path, *, label_key: str = "cell_type", batch_key: s
     name_or_path
         A name from `entries`, or the path of an ``.h5ad`` file.
     label_key, batch_key
-        Columns of ``obs`` that become ``cell_type`` and ``batch``.
+        Columns of ``obs`` that become ``cell_type`` and ``batch``. None: no labels are needed; batches are taken from
+        ``batch`` if there is such a column.
 
     Returns
     -------

@@ -9,7 +9,7 @@ from screpro.records.claims import Claim, load_claims, verdict, verdicts
 from screpro.records.paper import figures, heldout, inventory, paper_values
 from screpro.records.results import Run, load_results, read_results, start, write_results
 from screpro.records.rules import Verdict
-from screpro.records.tables import Table, paper_table, side_by_side
+from screpro.records.tables import Table, facts_table, paper_table, side_by_side
 from screpro.records.timings import load_timings
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Run",
     "Table",
     "Verdict",
+    "facts_table",
     "figures",
     "heldout",
     "inventory",

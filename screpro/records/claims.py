@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from screpro.errors import ScreproError
 from screpro.records import rules
+from screpro.records.compare import own_file
 from screpro.records.paper import paper_dir
 from screpro.records.results import load_results
 
@@ -75,13 +76,18 @@ def verdict(claim: Claim, results: "pd.DataFrame | None" = None) -> rules.Verdic
     claim
         From `load_claims`.
     results
-        Result rows; by default every recorded row of the page that tests the claim (``test.page``).
+        Result rows; by default every recorded row of the page that tests the claim (``test.page``). Rows of a user's
+        own file do not count: the rules were fixed for the data sets of the book.
     """
     if claim.test["kind"] == "none":
         return rules.Verdict(NOT_TESTABLE, claim.why) if claim.why else rules.Verdict(rules.NOT_TESTED, "no experiment")
     if results is None:
         results = load_results(claim.paper.split("-")[0], claim.test["page"])
-    return rules.decide(claim.test, results)
+    return rules.decide(claim.test, results[~_of_own_files(results)])
+
+
+def _of_own_files(results: "pd.DataFrame") -> "pd.Series":
+    return results["dataset"].map(own_file).astype(bool)
 
 
 def verdicts(paper: str, ids: Sequence[str], results: "pd.DataFrame | None" = None) -> "Markdown":
@@ -110,5 +116,9 @@ def verdicts(paper: str, ids: Sequence[str], results: "pd.DataFrame | None" = No
         parts.append(
             f"**{claim.id}.** {claim.statement} ({claim.item})\n\n"
             f"{{verdict}}`{decided.word}` {decided.evidence}\n\n*Rule:* {claim.rule}"
+        )
+    if results is not None and (own := results.loc[_of_own_files(results), "dataset"].unique()).size:
+        parts.append(
+            f"Rows of {', '.join(own)} are in the tables and do not count here: claims are about cells of the book."
         )
     return Markdown("\n\n".join(parts))

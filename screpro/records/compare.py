@@ -12,7 +12,7 @@ from screpro.records.results import TIERS
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "compare", "heaviest", "measured_once", "merit", "plain"]
+__all__ = ["Comparison", "compare", "heaviest", "measured_once", "merit", "own_file", "plain"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Comparison:
 def plain(name: str) -> str:
     """A name without case, spaces and punctuation, so that ``macro F1`` and ``macro_f1`` are one metric."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def own_file(dataset: str) -> bool:
+    """Whether rows are of a file of a user's own: pages call it by the name of the file, ending included."""
+    return ".h5ad" in dataset
 
 
 def merit(values: "pd.Series", direction: str) -> "pd.Series":

@@ -18,11 +18,11 @@ _THREADS = ("OMP", "MKL", "OPENBLAS", "NUMBA", "NUMEXPR")
 
 
 class RunFailed(Exception):
-    """A cell of the notebook raised. ``path`` is the notebook as far as it got."""
+    """A cell of the notebook raised. ``path`` is the notebook as far as it got, ``fixable`` a `ScreproError`."""
 
-    def __init__(self, message: str, path: Path | None = None):
+    def __init__(self, message: str, path: Path | None = None, *, fixable: bool = False):
         super().__init__(message)
-        self.path = path
+        self.path, self.fixable = path, fixable
 
 
 def execute(source: Path, executed: Path, failed: Path, *, folder: Path, run_id: str, threads: int) -> None:
@@ -106,12 +106,13 @@ def _papermill(source: Path, executed: Path, failed: Path) -> None:
         )
     except PapermillExecutionError as error:
         _keep(executed, failed)
-        if error.ename == "ScreproError":
-            said = error.evalue
+        fixable = error.ename == "ScreproError"
+        if fixable:
+            said = f"error: {error.evalue}"
         else:
             lines = [line for line in error.source.splitlines() if line.strip()]
             said = f"{error.ename}: {error.evalue}\n  in the cell that begins with: {lines[0] if lines else ''}"
-        raise RunFailed(f"{said}\n  the notebook as far as it got: {failed}", failed) from None
+        raise RunFailed(f"{said}\n  the notebook as far as it got: {failed}", failed, fixable=fixable) from None
     except DeadKernelError:
         _keep(executed, failed)
         raise RunFailed(

@@ -16,7 +16,21 @@ from typing import Any
 from screpro import paths
 from screpro.records import sources
 
-__all__ = ["constraints_hash", "data_hashes", "device_class", "file_hash", "records_hash", "run_key", "tree_hash"]
+__all__ = [
+    "constraints_hash",
+    "data_hashes",
+    "device_class",
+    "file_hash",
+    "is_file_name",
+    "named_data",
+    "named_files",
+    "records_hash",
+    "run_key",
+    "tree_hash",
+]
+
+SIMULATED = ("simulated", "simulated_atlas", "simulated_atlas_b")
+"""Names in ``datasets`` of cells that a page simulates; the registry does not know them."""
 
 
 def file_hash(path: str | Path) -> str:
@@ -82,25 +96,34 @@ def _torch_has_cuda() -> bool:
 
 
 def data_hashes(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """sha256 of every data set that the parameters ``dataset`` and ``datasets`` name.
+    """sha256 of every data set that the parameters ``dataset`` and ``datasets`` name, and of `named_files`.
 
     A value that looks like a file (it ends in ``.h5ad`` or holds a slash) is hashed; any other is looked up
-    in the registry.
+    in the registry. Cells that pages make themselves (`SIMULATED`) follow from the library, which has its own hash.
 
     Raises
     ------
     ScreproError
         The file is not there, or the registry does not know the name.
     """
-    named: list[str] = []
-    for parameter in ("dataset", "datasets"):
-        value = parameters.get(parameter)
-        named += [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    if not named:
-        return {}
+    files = {path: file_hash(path) for path in named_files(parameters)}
+    if not (named := [name for name in named_data(parameters) if name not in SIMULATED]):
+        return files
     from screpro.data import registry
 
-    return {name: registry.data_hash(name) for name in named}
+    return {name: registry.data_hash(name) for name in named} | files
+
+
+def named_data(parameters: Mapping[str, Any]) -> list[str]:
+    """Every data set that the parameters ``dataset`` and ``datasets`` name."""
+    values = (parameters.get(parameter) for parameter in ("dataset", "datasets"))
+    return [name for value in values for name in ([value] if isinstance(value, str) else value or [])]
+
+
+def named_files(parameters: Mapping[str, Any]) -> list[str]:
+    """Files beside the cells: a graph, an ontology, embeddings given as ``name=file``. An edited one is another run."""
+    files = [path for name in ("graph_file", "ontology") if (path := parameters.get(name))]
+    return files + [path for text in parameters.get("embeddings") or [] if (path := text.partition("=")[2])]
 
 
 def is_file_name(name: str) -> bool:

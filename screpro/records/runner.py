@@ -89,7 +89,7 @@ def plan(
         if any(name == "tier" and value != tier for name, value in pairs):
             raise ScreproError("the tier is given once", got="--tier and -p tier", fix="leave one of them out")
         pairs.append(("tier", tier))
-    values = parameters.resolve(sheet, [(n, _absolute(n, v)) for n, v in pairs])
+    values = _with_whole_paths(parameters.resolve(sheet, pairs))
     tier = values.get("tier", "ci")
     data = keys.data_hashes(values)
     device = keys.device_class()
@@ -98,11 +98,55 @@ def plan(
     return _Plan(source, sheet, values, tier, data, device, library, key)
 
 
-def _absolute(name: str, value: Any) -> Any:
-    """A path given relative to the user's folder, whole: the notebook runs in the root of the repository."""
-    if name == "dataset" and isinstance(value, str) and keys.is_file_name(value):
-        return str(Path(value).expanduser().resolve())
-    return value
+def _with_whole_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Paths given relative to the user's folder, whole: the notebook runs in the root of the repository.
+
+    Raises
+    ------
+    ScreproError
+        A parameter that can only be a file names none.
+    """
+
+    def whole(text: str) -> str:
+        return str(Path(text).expanduser().resolve())
+
+    def file(name: str, text: str) -> str:
+        if not Path(text).expanduser().is_file():
+            raise ScreproError(f"{name} names a file", got=f"there is no file {whole(text)}", fix="correct the path")
+        return whole(text)
+
+    found = dict(values)
+    for name, value in values.items():
+        if name in ("dataset", "datasets") and value:
+            own = [whole(v) if keys.is_file_name(v) else v for v in ([value] if isinstance(value, str) else value)]
+            found[name] = own[0] if isinstance(value, str) else own
+        elif name in ("graph_file", "ontology") and value:
+            found[name] = file(name, value)
+        elif name == "embeddings" and value:  # each "name=file"; the page says what is wrong with one without a name
+            parts = [text.partition("=") for text in value]
+            found[name] = [t + sign + file(name, path) if sign else t for t, sign, path in parts]
+        elif name == "language_model" and value and Path(value).expanduser().is_dir():
+            found[name] = whole(value)
+    return found
+
+
+def _check_own(todo: _Plan) -> None:
+    """Raise what is wrong with a user's own files before a kernel is started, not in its first cells."""
+    files = [name for name in keys.named_data(todo.values) if keys.is_file_name(name)]
+    if not files:
+        return
+    from screpro.data import own
+
+    columns = {}
+    for p in todo.sheet.parameters:
+        value = todo.values[p.name]
+        if p.name in ("type_key", "target_key"):  # None takes the set's, which a file can only have under our name
+            columns[p.name] = value or "cell_type"
+        # some pages do without the column of a default; the column that was asked for has to be there
+        elif p.name.endswith("_key") and value and (value != p.default or p.name in ("label_key", "context_key")):
+            columns[p.name] = value
+    for path in files:
+        own.check_h5ad(path, columns=columns)
 
 
 def run(
@@ -139,6 +183,7 @@ def run(
         A cell raised; the notebook as far as it got is kept as ``failed.ipynb`` in the run folder.
     """
     todo = plan(notebook, given, tier=tier)
+    _check_own(todo)
     threads = threads or manifest.cores()
     with _lock(todo):
         finished = (todo.folder / "manifest.json").is_file() and not force

@@ -6,14 +6,15 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from screpro.errors import ScreproError
-from screpro.records.compare import Comparison, compare, measured_once, merit, plain
+from screpro.records.compare import Comparison, compare, measured_once, merit, own_file, plain
 from screpro.records.paper import paper_values
 from screpro.records.sources import nearest
 
 if TYPE_CHECKING:
     import pandas as pd
+    from IPython.display import Markdown
 
-__all__ = ["Table", "paper_table", "side_by_side", "spread"]
+__all__ = ["Table", "facts_table", "paper_table", "side_by_side", "spread"]
 
 KINDS = ("model", "baseline", "trivial", "ceiling")
 
@@ -134,7 +135,8 @@ def side_by_side(
     paper_metric, setting
         Which of the paper's, where the table has several.
     same
-        Our data set -> the paper's data set, where it is the same one. Any other is labelled a stand-in.
+        Our data set -> the paper's data set, where it is the same one. Any other is labelled a stand-in, or a user's
+        own file, which stands in a column and decides nothing about the paper.
     methods
         Our method -> the paper's name of it, where they differ by more than case and punctuation.
     kinds
@@ -263,6 +265,8 @@ def _head(chosen: "pd.DataFrame", dataset: str, tier: str, same: Mapping[str, st
     found = chosen[(chosen["dataset"] == dataset) & (chosen["tier"] == tier)]
     splits, seeds = found["split"].nunique(), max(1, found["seed"].nunique())
     name = f"{same[dataset]} ({dataset})" if dataset in same else f"stand-in: {dataset}"
+    if own_file(dataset):
+        name = f"own file: {dataset}"
     counts = f"{splits} split{'s' * (splits > 1)}, {seeds} seed{'s' * (seeds > 1)}"
     return f"{name} · {tier} · {counts}"
 
@@ -279,6 +283,16 @@ def _paper_gaps(printed: "pd.DataFrame", subject: str | None, other: str | None)
 def _verdict(subject: str, paper_gaps: Sequence[float], here: Sequence[Comparison]) -> str:
     if not here:
         return "not run"
+    words = {"win": "ahead", "loss": "behind", "tie": "not told apart"}
+    own = "; ".join(f"{words[c.outcome]} on {c.dataset}" for c in here if own_file(c.dataset))
+    here = [c for c in here if not own_file(c.dataset)]
+    if not here:
+        return f"{subject} {own}"
+    said = _agreement(subject, paper_gaps, here)
+    return f"{said}; {own}" if own else said
+
+
+def _agreement(subject: str, paper_gaps: Sequence[float], here: Sequence[Comparison]) -> str:
     wins = sum(c.outcome == "win" for c in here)
     losses = sum(c.outcome == "loss" for c in here)
     counted = f"{subject} ahead on {wins}, behind on {losses} of {len(here)} here"
@@ -292,3 +306,15 @@ def _verdict(subject: str, paper_gaps: Sequence[float], here: Sequence[Compariso
     if our_side == 0 or their_side == 0:
         return f"unclear: {counted}"
     return f"{'agrees' if our_side == their_side else 'disagrees'}: {counted}"
+
+
+def facts_table(facts: Mapping[str, object]) -> "Markdown":
+    """What a run is, a line for each of `facts`: markdown in which names of a user's own may hold a bar."""
+    from IPython.display import Markdown
+
+    lines = (f"| {name} | {value} |" for name, value in ((_cell(k), _cell(v)) for k, v in facts.items()))
+    return Markdown("| | this run |\n|---|---|\n" + "\n".join(lines))
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -132,7 +132,7 @@ def perturbed_cells(
         raise ScreproError(
             "Some perturbed genes are in the gene graph.",
             got=f"none of {', '.join(found[:4])}, ... among {len(known)} genes of {graph.source}",
-            fix="use a graph over the perturbed genes",
+            fix="name a graph over the perturbed genes: -p graph_file TABLE, with columns gene and term",
         )
     rng = np.random.default_rng(seed)
     rows, numbers = [], []

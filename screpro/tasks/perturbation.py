@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+from screpro.data.columns import controls_among
 from screpro.data.preprocess import log_normalise
 from screpro.data.validate import check_labels
 from screpro.errors import ScreproError
@@ -39,7 +40,6 @@ __all__ = [
     "validation_type",
 ]
 
-CONTROLS = ("ctrl", "control", "unstimulated", "untreated", "mock")
 """What a column of conditions calls the cells that nothing was done to."""
 
 MIN_CELLS = 10
@@ -98,7 +98,7 @@ def perturbed_cells(
     condition_key
         Column of the conditions.
     control
-        The condition of the control cells; by default the one with a usual name for it (`CONTROLS`).
+        The condition of the control cells; by default the one with a usual name for it (``data.columns.CONTROL``).
     max_control
         Keep at most this many control cells of each type, drawn once and for all; None keeps all.
 
@@ -113,7 +113,7 @@ def perturbed_cells(
     check_labels(adata.obs, condition_key)
     condition = adata.obs[condition_key].astype(str)
     found = sorted(set(condition))
-    usual = [name for name in found if (name == control if control else name.lower() in CONTROLS)]
+    usual = controls_among(found, control)
     if len(found) != 2 or len(usual) != 1:
         raise ScreproError(
             "A perturbation has two conditions, one of them the control.",

@@ -13,8 +13,9 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+from screpro.data.columns import controls_among
 from screpro.data.heldout import HeldOut, Roles, cell_roles
-from screpro.data.populations import CONTROLS, ONE, Populations, populations
+from screpro.data.populations import ONE, Populations, populations
 from screpro.data.vocabulary import Vocabulary
 from screpro.errors import ScreproError
 from screpro.metrics.distances import median_distance
@@ -115,7 +116,7 @@ def prepare(
         found, code = np.unique(label, return_inverse=True)
         names.append(tuple(map(str, found)))
         codes.append(code)
-    usual = [name for name in names[0] if (name == control if control else name.lower() in CONTROLS)]
+    usual = controls_among(names[0], control)
     if len(usual) != 1 or len(names[0]) < 2:
         raise ScreproError(
             "Perturbed cells have one control condition and at least one other.",

@@ -105,7 +105,7 @@ def pair_cells(
     type_key, perturbation_key
         Columns of the types (or cell lines, or replicates) and of the perturbations.
     control
-        The label of control cells; by default the one with a usual name for it (``data.populations.CONTROLS``).
+        The label of control cells; by default the one with a usual name for it (``data.columns.CONTROL``).
     max_control, max_cells
         Keep at most this many cells of a type under the control, and under each perturbation; None keeps all.
 

@@ -267,6 +267,7 @@ def real_split(
     name: str,
     *,
     keys: Mapping[str, str | None] | None = None,
+    control: str | None = None,
     most: int | None = 60,
     most_controls: int | None = 200,
     seed: int = 0,
@@ -281,6 +282,8 @@ def real_split(
         Of the set in the registry, by which the file is found.
     keys
         Columns as for `populations`; by default those of the file.
+    control
+        Label of the control cells, as for `populations`; by default that of the file.
     most, most_controls
         Cells kept of every perturbation in a context and batch, and of controls, drawn at random; None keeps all.
     seed
@@ -289,7 +292,7 @@ def real_split(
     found = [split for path in sorted(splits_dir().glob("*.toml")) if (split := read_split(path.stem)).dataset == name]
     columns_of = ("perturbation_key", "context_key", "batch_key")
     keys = dict(keys or {key: getattr(found[0], key) or None for key in columns_of})
-    cells = populations(adata, **keys, control=found[0].control if found else None, n_genes=None)
+    cells = populations(adata, **keys, control=control or (found[0].control if found else None), n_genes=None)
     role = None
     if found:
         role = cell_roles(

@@ -1,6 +1,7 @@
 """What `describe` says is what reading and the checks do."""
 
 import json
+import shlex
 import warnings
 from pathlib import Path
 
@@ -65,6 +66,14 @@ def test_a_file_that_can_do_everything(tmp_path):
     assert found.tasks[0].command == command
     text = str(found)
     assert command in text and f"{N} cells x {M} genes" in text
+    given = {use.task: use.command for use in found.tasks}
+    assert given["imputation"].startswith("screpro run scdiff/imputation")
+    assert given["perturbation across cell types"] == (
+        f"screpro run scldm/perturbation -p dataset '{path}' -p type_key celltype -p perturbation_key treatment "
+        "-p control ctrl"
+    )
+    assert given["gene perturbation"].endswith("-p perturbation_key target_gene -p control non-targeting")
+    assert given["several batches"] is None
     json.dumps(found.to_dict())
     assert not found.problems
 
@@ -79,6 +88,23 @@ def test_an_annotation_needs_a_label_column():
         "gene perturbation": False,
         "several batches": False,
     }
+
+
+def test_lines_stand_for_cell_types_where_there_are_none():
+    found = describe(make(line=["k", "k", "r", "r"] * 6, guide=["NT", "GENE1", "GENE1", "NT"] * 6), dataset="mine")
+    across = found.tasks[3]
+    assert across.possible and across.reason == "'guide' against 'NT' in 2 classes of 'line'"
+    assert across.command.endswith("-p type_key line -p perturbation_key guide -p control NT")
+
+
+@pytest.mark.parametrize("task", sorted(describe_module.PAGES))
+def test_commands_name_parameters_that_their_page_has(task):
+    from screpro.records import parameters, sources
+
+    sheet = parameters.read(sources.find(describe_module.PAGES[task]))
+    command = next(use.command for use in describe(full(), dataset="mine").tasks if use.task == task)
+    words = shlex.split(command)[3:]
+    parameters.resolve(sheet, zip(words[1::3], words[2::3], strict=True))
 
 
 def test_reasons_say_what_is_missing():

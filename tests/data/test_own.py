@@ -15,7 +15,7 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from screpro.data.own import read_h5ad
+from screpro.data.own import check_h5ad, read_h5ad
 from screpro.errors import ScreproError
 
 N, M = 12, 8
@@ -302,3 +302,28 @@ def test_a_file_that_may_not_be_read(tmp_path, good_file, monkeypatch):
 def test_nothing_but_the_counts_and_tables_is_read(good_file):
     assert not read_h5ad(good_file, label_key="kind").obsm
     assert anndata.read_h5ad(good_file).obsm
+
+
+def test_what_a_page_needs_is_checked_before_anything_starts_and_names_its_parameter(good_file, tmp_path):
+    check_h5ad(good_file, columns={"label_key": "kind", "batch_key": "lane"})
+    one = make()
+    one.obs["only"] = "one lane"
+    file = written(one, tmp_path)
+    check_h5ad(file, columns={"batch_key": "only"})  # one batch will do, one class will not
+    with pytest.raises(ScreproError, match="at least 2 classes"):
+        check_h5ad(file, columns={"label_key": "only"})
+    with pytest.raises(ScreproError, match="-p context_key kind"):
+        check_h5ad(good_file, columns={"context_key": "kinds"})
+    one.X.data[3] = np.nan
+    with pytest.raises(ScreproError, match="is not a number"):
+        check_h5ad(written(one, tmp_path, "nan.h5ad"), columns={})
+    two = make()
+    two.var_names = ["twice", "twice", *two.var_names[2:]]
+    with pytest.raises(ScreproError, match="must occur once"):
+        check_h5ad(written(two, tmp_path, "twice.h5ad"), columns={})
+    whole = good_file.read_bytes()
+    (tmp_path / "cut.h5ad").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ScreproError, match=r"complete \.h5ad"):
+        check_h5ad(tmp_path / "cut.h5ad", columns={})
+    with pytest.raises(ScreproError, match="named so"):
+        check_h5ad(shutil.copy(good_file, tmp_path / "cells.h5"), columns={})

@@ -144,6 +144,15 @@ def test_unknown_name_names_the_nearest():
         data.get("zzzzzzzzzzzz")
 
 
+def test_a_misspelt_file_names_the_nearest(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_cells.h5ad").write_bytes(b"x")
+    with pytest.raises(ScreproError, match=r"did you mean my_cells\.h5ad"):
+        registry.data_hash("my_cells")
+    with pytest.raises(ScreproError, match=r"did you mean .*my_cells\.h5ad"):
+        registry.data_hash("my_cell.h5ad")
+
+
 def test_path_only_sets_ask_for_a_path():
     assert data.available("worm_embryo_neurons") == "path"
     with pytest.raises(ScreproError, match="instead of the name"):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from screpro.errors import ScreproError
-from screpro.records import Claim, load_claims, paper_table, side_by_side, verdict
+from screpro.records import Claim, facts_table, load_claims, paper_table, side_by_side, verdict
 from screpro.records.claims import WORDS
 from screpro.records.compare import compare, heaviest, plain
 from screpro.records.results import check_row, to_frame
@@ -242,3 +242,23 @@ def test_the_rule_of_s1_reads_a_page_with_other_variants():
     tuning = plain_rows.assign(metric_variant='{"C": 1}', split="0, validation", value=0.0)
     everything = pd.concat([plain_rows, variants, tuning], ignore_index=True)
     assert verdict(s1, everything).word == "supported"
+
+
+def test_a_file_of_ones_own_has_a_column_and_decides_nothing():
+    scores = {("gut", "scdiff"): 0.9, ("gut", "celltypist"): 0.5}
+    scores |= {("mine.h5ad", "scdiff"): 0.3, ("mine.h5ad", "celltypist"): 0.8}
+    found = rows({name: cells(score) for name, score in scores.items()})
+    table = side_by_side("scdiff", "Table 5", found, metric="macro_f1", subject="scdiff")
+    assert [head.split(" ·")[0] for head in table.our_heads] == ["stand-in: gut", "own file: mine.h5ad"]
+    said = next(row.verdict for row in table.rows if row.method == "CellTypist")
+    assert said.startswith("agrees: scdiff ahead on 1, behind on 0 of 1 here") and said.endswith(
+        "; behind on mine.h5ad"
+    )
+    mine = found[found["dataset"] == "mine.h5ad"]
+    alone = side_by_side("scdiff", "Table 5", mine, metric="macro_f1", subject="scdiff")
+    assert next(row.verdict for row in alone.rows if row.method == "CellTypist") == "scdiff behind on mine.h5ad"
+
+
+def test_facts_may_hold_bars():
+    said = facts_table({"types | cells": "T CD4 | naive (15)", "genes": 765}).data.splitlines()
+    assert said[2:] == [r"| types \| cells | T CD4 \| naive (15) |", "| genes | 765 |"]

@@ -98,3 +98,29 @@ def test_relative_data_path_is_made_whole(place, tmp_path, monkeypatch):
     source = place / "demo" / "with_path.py"
     source.write_text(SOURCE.replace("seeds: list", 'dataset: str = "pbmc68k_reduced"  # cells\nseeds: list'))
     assert runner.plan(source, [("dataset", "own.h5ad")]).values["dataset"] == str(tmp_path / "own.h5ad")
+
+
+def test_every_path_is_made_whole_and_cells_that_a_page_simulates_need_no_file(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.h5ad", "terms.csv", "latent.npy"):
+        (tmp_path / name).write_bytes(b"content")
+    extra = """datasets: list[str] | None = None  # registry names, simulated, or paths
+graph_file: str | None = None  # a table
+embeddings: list[str] | None = None  # each name=file
+type_key: str = "none"  # a word that is no path
+"""
+    source = place / "demo" / "with_paths.py"
+    source.write_text(SOURCE.replace("seeds: list", extra + "seeds: list"))
+    given = {"datasets": '["simulated", "own.h5ad"]', "graph_file": "terms.csv", "embeddings": '["mine=latent.npy"]'}
+    (tmp_path / "celltype").mkdir()
+    todo = runner.plan(source, {**given, "type_key": "celltype"})
+    assert todo.values["datasets"] == ["simulated", str(tmp_path / "own.h5ad")]
+    assert list(todo.data) == [str(tmp_path / name) for name in ("own.h5ad", "terms.csv", "latent.npy")]
+    (tmp_path / "terms.csv").write_bytes(b"edited")
+    assert runner.plan(source, {**given, "type_key": "celltype"}).key != todo.key
+    assert todo.values["graph_file"] == str(tmp_path / "terms.csv")
+    assert todo.values["embeddings"] == [f"mine={tmp_path / 'latent.npy'}"]
+    assert todo.values["type_key"] == "celltype"
+    for name, value in (("graph_file", "trems.csv"), ("embeddings", '["mine=letant.npy"]')):
+        with pytest.raises(ScreproError, match=f"{name} names a file"):
+            runner.plan(source, {name: value})

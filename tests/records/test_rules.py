@@ -1,10 +1,12 @@
 """The kinds of rule a claim can be decided by, each on rows whose answer is plain."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from screpro.errors import ScreproError
 from screpro.records import load_claims, rules, verdicts
+from screpro.records.claims import Claim, verdict
 from screpro.records.results import to_frame
 
 SHARED = {"metric": "score", "tiers": ["laptop"], "min_datasets": 1, "min_seeds": 3}
@@ -176,3 +178,18 @@ def test_scores_on_validation_cells_do_not_count():
     rows = pd.concat([good, tuning], ignore_index=True)
     decided = rules.decide(SHARED | {"kind": "wins", "method": "ours", "against": "rival", "at_least": 1.0}, rows)
     assert decided.word == "supported" and "(3 pairs" in decided.evidence
+
+
+def test_a_file_of_ones_own_decides_no_claim():
+    rows = table({("kang_9k", "scdiff"): 0.9, ("kang_9k", "scgen"): 0.5}, metric="r2_change_top100")
+    own = rows.assign(dataset="planted in mine.h5ad", value=1 - rows["value"])
+    claim = Claim("X", "scdiff", "", "", "", "", SHARED | {
+        "kind": "wins", "page": "perturbation", "metric": "r2_change_top100", "method": "scdiff", "against": "scgen",
+        "at_least": 1.0,
+    })  # fmt: skip
+    both = pd.concat([rows, own], ignore_index=True)
+    assert verdict(claim, both) == verdict(claim, rows) and verdict(claim, rows).word == "supported"
+    assert verdict(claim, own).word == "not tested yet"
+    said = verdicts("scdiff", ["S4"], both).data
+    assert "Rows of planted in mine.h5ad are in the tables and do not count" in said
+    assert "do not count" not in verdicts("scdiff", ["S4"], rows).data

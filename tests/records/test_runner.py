@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 
 from screpro import paths, records
@@ -227,10 +229,11 @@ def no_kernel(monkeypatch):
         if failing := "boom" in last.source:
             banner = new_markdown_cell("failed", metadata={"tags": ["papermill-error-cell-tag"]})
             notebook.cells.insert(0, banner)
-            last.outputs = [new_output("error", ename="ValueError", evalue="boom", traceback=[])]
+            kind = "ScreproError" if "ScreproError" in last.source else "ValueError"
+            last.outputs = [new_output("error", ename=kind, evalue="boom", traceback=[])]
         nbformat.write(notebook, executed)
         if failing:
-            raise PapermillExecutionError(4, 4, last.source, "ValueError", "boom", [])
+            raise PapermillExecutionError(4, 4, last.source, kind, "boom", [])
 
     monkeypatch.setattr(papermill, "execute_notebook", pretend)
 
@@ -240,11 +243,37 @@ def test_a_failing_cell_is_reported_and_the_notebook_kept(place, no_kernel):
     path.write_text(SOURCE + '\n# %%\nraise ValueError("boom")\n')
     with pytest.raises(execute.RunFailed, match="ValueError: boom") as failed:
         runner.run(path)
+    assert not failed.value.fixable
     assert failed.value.path.name == "failed.ipynb" and str(failed.value.path) in str(failed.value)
     kept = nbformat.read(failed.value.path, as_version=4)
     assert kept.cells[0].source == "# A small page" and "papermill" not in kept.metadata
     assert not (failed.value.path.parent / "manifest.json").exists()
     assert not path.with_suffix(".ipynb").exists()
+
+
+def test_an_error_that_the_user_can_put_right_is_told_apart(place, no_kernel):
+    path = place / "demo" / "failing.py"
+    path.write_text(SOURCE + "\n# %%\nraise ScreproError('boom', got='this', fix='do that')\n")
+    with pytest.raises(execute.RunFailed, match="error: boom") as failed:
+        runner.run(path)
+    assert failed.value.fixable and "in the cell" not in str(failed.value)
+
+
+def test_a_users_file_is_checked_before_a_kernel_starts(place, monkeypatch):
+    from anndata import AnnData
+
+    path = place / "demo" / "own.py"
+    keys_of = 'dataset: str = "pbmc68k_reduced"  # cells\nlabel_key: str = "cell_type"  # classes\n'
+    keys_of += 'condition_key: str = "condition"  # states\nseeds: list'
+    path.write_text(SOURCE.replace("seeds: list", keys_of, 1))
+    monkeypatch.setattr(execute, "execute", lambda *a, **k: pytest.fail("a kernel was started"))
+    file = place / "mine.h5ad"
+    obs = pd.DataFrame({"celltypes": list("aabb")}, index=list("1234"))
+    AnnData(np.ones((4, 3), np.float32), obs=obs).write_h5ad(file)
+    with pytest.raises(ScreproError, match="-p label_key celltypes"):
+        runner.run(path, {"dataset": str(file)})
+    with pytest.raises(ScreproError, match="'treatment' in obs"):  # asked for: nothing is simulated in its place
+        runner.run(path, {"dataset": str(file), "label_key": "celltypes", "condition_key": "treatment"})
 
 
 def test_default_run_is_placed_beside_its_source(place, no_kernel):
