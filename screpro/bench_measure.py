@@ -62,20 +62,20 @@ def turns(*functions: Callable[[], Any], seconds: float = 4.0, least: int = 5) -
     return [statistics.median(own) for own in times]
 
 
-def around(ours: Callable[[], Any], peer: Callable[[], Any]) -> tuple[float, float, Any]:
+def around(ours: Callable[[], Any], peer: Callable[[], Any], *, seconds: float = 1.0) -> tuple[float, float, Any]:
     """Median milliseconds of ours, called before and after one call of a slow peer; its time and its result."""
     ours()
-    times = _repeated(ours)
+    times = _repeated(ours, seconds)
     peer_ms, result = once(peer)
-    times += _repeated(ours)
+    times += _repeated(ours, seconds)
     return statistics.median(times), peer_ms, result
 
 
-def _repeated(function: Callable[[], Any], *, seconds: float = 1.0, least: int = 2) -> list[float]:
-    """Milliseconds of some calls: of a short function many, as its time scatters most."""
+def _repeated(function: Callable[[], Any], seconds: float) -> list[float]:
+    """Milliseconds of two calls or more: of a short function many, as its time scatters most."""
     times: list[float] = []
     started = time.monotonic()
-    while len(times) < least or time.monotonic() - started < seconds:
+    while len(times) < 2 or time.monotonic() - started < seconds:
         times.append(once(function)[0])
     return times
 
