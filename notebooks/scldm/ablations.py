@@ -300,7 +300,8 @@ table("Table 12", "mse_nb_draw", "Squared error of a draw (the paper's Table 12,
 
 # %% tags=["hide-input"]
 def mean_and_sd(values):
-    return spread(values.mean(), values.std(), 2)
+    whole = (values == values.round()).all()  # numbers of weights
+    return spread(values.mean(), values.std(), 0 if whole else 2)
 
 
 costs = rows[rows["metric"].isin(["seconds", "memory", "parameters"]) & (rows["metric_variant"] == "")]
