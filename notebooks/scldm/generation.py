@@ -75,6 +75,7 @@ from screpro import data, records
 from screpro.baselines.generation import GENERATORS
 from screpro.data.preprocess import log_cp10k
 from screpro.plots import PALETTE, score_figure, use_style
+from screpro.records.compare import heaviest
 from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.flow import FlowSettings
 from screpro.tasks.generation import class_sizes, generation_cells, reference_of, score_all
@@ -265,7 +266,7 @@ tiers = {  # seeds, share held out, most cells, genes, auto-encoder, flow, Heun 
         FlowSettings(width=64, layers=1, steps=200, batch_size=128, learning_rate=5e-3), 5,
     ),
     "laptop": (
-        [0, 1, 2], 0.25, 2500, 500, AutoEncoderSettings(epochs=8, batch_size=8, learning_rate=2e-3),
+        [0, 1, 2], 0.25, 2500, 500, AutoEncoderSettings(epochs=24, batch_size=8, learning_rate=2e-3),
         FlowSettings(width=96, layers=3, steps=1500, batch_size=64, learning_rate=2e-3), 20,
     ),
     "paper": (
@@ -690,6 +691,43 @@ seconds = seconds.pivot_table(index="method", columns=["dataset", "tier"], value
 seconds.rename_axis(index="seconds a seed, mean").round(1)
 
 # %% [markdown]
+# ## How good is it?
+#
+# What this page set out to reach on every data set: distances below those of both baselines and within twice those of
+# real cells of the same number and labels, and a nearest neighbour that tells generated from real cells in fewer than 65
+# of 100 cases. Means over seeds; the heaviest tier of each data set.
+
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
+at_best = heaviest(rows)
+aims = []
+for (of_set, at), own in at_best.groupby(["dataset", "tier"], sort=False):
+    mean = own.groupby(["metric_variant", "method", "metric"])["value"].mean()
+    for kind in ("unconditional", "conditional", "conditional, classes together"):
+        for metric, title in paper_names.items():
+            value, ceiling, *others = (
+                mean.get((kind, m, metric), np.nan) for m in ("scldm", CEILING, "cfgen_like", "scdiffusion_like")
+            )
+            met = ["below both baselines"] * int(value < min(others)) + ["within twice real cells"] * int(value <= 2 * ceiling)
+            aims.append([f"{of_set}, {at}", f"{title}, {kind}", value, *others, ceiling, ", ".join(met) or "no"])
+        told = mean.get((kind, "scldm", "one_nn_accuracy"), np.nan)
+        if np.isfinite(told):
+            others = [mean.get((kind, m, "one_nn_accuracy"), np.nan) for m in ("cfgen_like", "scdiffusion_like", CEILING)]
+            aims.append([f"{of_set}, {at}", f"1-NN accuracy, {kind}", told, *others, "below .65" if told < 0.65 else "no"])
+heads = ["data", "score", "scLDM", "CFGen-like", "scDiffusion-like", "real cells", "aim met"]
+pd.DataFrame(aims, columns=heads).set_index(["data", "score"]).style.format("{:.3f}", subset=heads[2:6], na_rep="–")
+
+# %% [markdown]
+# **W2 alone misleads.** A generator whose cells all lie near the mean of their type can have a W2 *below* that of real
+# cells: every real cell is closer to the middle than to another cell (last exercise). The
+# scDiffusion-like model, whose decoder gives out means, does that: its recall in the table of neighbours is low.
+#
+# **Where aims are missed, and what was tried.** Without labels it is mostly the flow: with a label dropped in a fifth of
+# the cells, its branch without labels sees a fifth of the training. Dropping four fifths of the labels brings those
+# cells near what the decoder makes of real latents (its row in the tables: nothing after the first stage can be better
+# than that), at a cost for cells that are asked for by type: both are in the table of ablation A10. Longer training of
+# the first stage moves its row towards the real cells; it was still getting better when it ended.
+
+# %% [markdown]
 # ## Verdict
 #
 # Decision rules were written down before any of these runs ([ledger of claims](../../book/ledger.md)).
@@ -711,7 +749,7 @@ records.verdicts("scldm-icml-notes", ["L21"], rows)
 # | principal components | of combined data (J.3.1) or of true data (J.5) | not public | of true test cells |
 # | library size | drawn by label | by label, also without condition | by label; from all cells where there is no condition |
 # | label dropped | probability not given | .8 | .2, and .8 as ablation |
-# | training | 100 epochs, sizes swept | the same, sizes not published | 8 epochs in batches of 8, width 64, 16 tokens, two blocks; tier `paper` within the sweep |
+# | training | 100 epochs, sizes swept | the same, sizes not published | 24 epochs in batches of 8, width 64, 16 tokens, two blocks; tier `paper` within the sweep |
 # | tuning | not said | | scLDM not tuned; baselines choose on validation cells |
 # | weights | not said | raw, an average is kept and not used | raw |
 # | sampler | not said | dopri5, 1e-5 | Heun with 20 steps, against dopri5 above |
