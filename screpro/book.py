@@ -80,8 +80,9 @@ def write_keys(*, tier: str = "ci") -> list[str]:
     for name in notebooks():
         todo, target, executed = runner.plan(name, tier=tier), folder / f"{name}.json", executed_path(name)
         # a copy executed by hand with other parameters, or from a source that has since been put back, is
-        # newer than its key file and yet not the page
-        if executed.is_file() and _run_id(executed) != todo.run_id:
+        # newer than its key file and yet not the page; nor is one whose run is gone with ``_build``
+        run_is_there = (todo.folder / "manifest.json").is_file()
+        if executed.is_file() and not (run_is_there and _run_id(executed) == todo.run_id):
             executed.unlink()
         # prose is not part of the run's key; with it changed, `screpro run` writes the page without executing
         content = {"notebook": name, "tier": tier, "key": todo.key, "source": keys.file_hash(todo.source.path)}

@@ -55,8 +55,12 @@ def key_file(tree):
 def pretend_executed(tree):
     """Put the notebook there as a build would, made by the run that the key file names."""
     key = json.loads(key_file(tree).read_text())["key"]
-    content = {"metadata": {"screpro": {"run_id": f"scdiff/tiny/ci-{key[:12]}"}}}
-    book.executed_path("scdiff/tiny").write_text(json.dumps(content))
+    run_id = f"scdiff/tiny/ci-{key[:12]}"
+    manifest = paths.runs_dir() / run_id / "manifest.json"
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_text("{}")
+    book.executed_path("scdiff/tiny").write_text(json.dumps({"metadata": {"screpro": {"run_id": run_id}}}))
+    return manifest
 
 
 def test_notebooks_are_the_pages_of_the_toc(tree):
@@ -110,6 +114,15 @@ def test_a_page_from_another_run_is_taken_away(tree):
     executed.write_text(json.dumps({"metadata": {"screpro": {"run_id": "scdiff/tiny/ci-000000000000"}}}))
     assert book.write_keys() == ["scdiff/tiny"]
     assert not executed.exists()
+
+
+def test_a_page_whose_run_was_deleted_is_taken_away(tree):
+    book.write_keys()
+    manifest = pretend_executed(tree)
+    assert book.write_keys() == []
+    manifest.unlink()
+    assert book.write_keys() == ["scdiff/tiny"]
+    assert not book.executed_path("scdiff/tiny").exists()
 
 
 def test_pages_and_html_follow_what_they_show(tree):
