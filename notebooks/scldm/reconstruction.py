@@ -360,7 +360,8 @@ both.pivot_table(
 # %% [markdown]
 # The aim here was an RE below scVI's. What moved scLDM most was the number of steps: with mini-batches of 8 cells in
 # place of 16 or more, and thirty passes in place of ten, it went from well behind scVI to level with it on
-# pbmc_facs_zheng. Neither is at the end of what training gives, as the rows above show for scVI.
+# pbmc_facs_zheng (means of three seeds each, tier `laptop`; the shorter run is not recorded). The CFGen-like network stays
+# ahead of both there. None is at the end of what training gives, as the rows above show for the two cheap ones.
 #
 # ## Can a score be too good?
 #
