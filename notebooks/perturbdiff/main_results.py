@@ -93,7 +93,7 @@ from screpro.plots import PALETTE, score_figure, use_style
 from screpro.records.tables import spread
 from screpro.tasks import responses_experiment as experiment
 from screpro.tasks import responses_printed as printed
-from screpro.tasks.responses import REALISM, Scorer, hold_out
+from screpro.tasks.responses import REALISM, Scorer, hold_out, win_rates
 from screpro.tasks.responses_experiment import AGAINST, CEILING, CONSTANT, FAITHFUL, REAL, REPAIRED
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings
 
@@ -214,7 +214,7 @@ Markdown("\n".join(lines))
 # | network, equations 36 to 43 | {src}`screpro.models.perturbdiff.PerturbDiff` | the authors' code on the same weights |
 # | equations 34, 35 | {src}`screpro.samplers.set_ddim.sample_sets` | exact for a known denoiser |
 # | what is held out, the 14 scores | {src}`screpro.tasks.responses.Scorer` | the real cells as an answer score best |
-# | win rates, floors | {src}`screpro.tasks.responses_experiment.win_rates` | by hand, ties both ways |
+# | win rates, floors | {src}`screpro.tasks.responses.win_rates` | by hand, ties both ways |
 # | $\rho$ | {src}`screpro.tasks.responses_sampling.sampling_spread` | 1 for independent cells, closed form for shifted sets |
 # | counts of Table 4 | {src}`screpro.tasks.responses_printed.statements` | counted by hand |
 # | baselines | {src}`screpro.baselines.responses.run` | each recovers an effect that it can express |
@@ -399,7 +399,7 @@ if AGAINST in scores:
         defined = np.isfinite(scores[AGAINST].each[metric]).sum()
         said = [f"{short}, {defined} of {len(asked)} perturbations"]
         for method, marker, colour in zip((FAITHFUL, REPAIRED), "o^", PALETTE, strict=False):
-            rates = experiment.win_rates(scores[method], scores[AGAINST]) if method in scores else {}
+            rates = win_rates(scores[method], scores[AGAINST]) if method in scores else {}
             if metric in rates:
                 points = scores[AGAINST].each[metric], scores[method].each[metric]
                 axes.plot(*points, marker, color=colour, ms=5, alpha=0.65, mew=0, label=titles[method])
@@ -674,11 +674,11 @@ table.replace("nan", "not run").set_index(["data", "aim"])
 # first, with one seed and with the test scores in sight, before it became a choice. Which choice is taken is decided on
 # validation cells alone, and no claim is decided on the repaired version.
 #
-# Two repairs that look natural did not work, in one trial each on each of the two sets, the second on the atlas alone. A chain that starts from noised control cells, at any of
-# five steps from the first to the three hundredth, was further from the validation cells than the single call from
+# Two repairs that look natural did not work, in one trial each. A chain that starts from noised control cells, at any of
+# six steps from the first to the three hundredth, was on both sets further from the validation cells than the single call from
 # noise. Even at the last step a control cell does not come out as it went in: the network is narrower than the panel,
 # and a cell's own noise does not fit through. Adding the best linear guess from the noised cell to the network's answer
-# opens that way, and gave chains that call more unchanged genes, not fewer.
+# opens that way, and on the atlas gave chains that call more unchanged genes, not fewer.
 #
 # Control cells moved by an effect, measured or from the linear model, pass the null test by construction: they are real
 # cells. A generator that starts from noise has to learn what every gene's zeros look like before it can.

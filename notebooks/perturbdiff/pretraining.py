@@ -230,7 +230,7 @@ table = {
     }
     for name, cells in study.sources.items()
 }
-pd.DataFrame(table).T
+pd.DataFrame(table).T.style  # texts in full
 
 # %% [markdown]
 # None of the paper's sets is among these: they are **stand-ins**, thousands of times smaller. A perturbed cell is among

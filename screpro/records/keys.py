@@ -29,6 +29,9 @@ __all__ = [
     "tree_hash",
 ]
 
+FILES = ("graph_file", "ontology")
+"""Parameters that can only name a file."""
+
 SIMULATED = ("simulated", "simulated_atlas", "simulated_atlas_b")
 """Names in ``datasets`` of cells that a page simulates; the registry does not know them."""
 
@@ -122,7 +125,7 @@ def named_data(parameters: Mapping[str, Any]) -> list[str]:
 
 def named_files(parameters: Mapping[str, Any]) -> list[str]:
     """Files beside the cells: a graph, an ontology, embeddings given as ``name=file``. An edited one is another run."""
-    files = [path for name in ("graph_file", "ontology") if (path := parameters.get(name))]
+    files = [path for name in FILES if (path := parameters.get(name))]
     return files + [path for text in parameters.get("embeddings") or [] if (path := text.partition("=")[2])]
 
 

@@ -120,7 +120,7 @@ def _with_whole_paths(values: Mapping[str, Any]) -> dict[str, Any]:
         if name in ("dataset", "datasets") and value:
             own = [whole(v) if keys.is_file_name(v) else v for v in ([value] if isinstance(value, str) else value)]
             found[name] = own[0] if isinstance(value, str) else own
-        elif name in ("graph_file", "ontology") and value:
+        elif name in keys.FILES and value:
             found[name] = file(name, value)
         elif name == "embeddings" and value:  # each "name=file"; the page says what is wrong with one without a name
             parts = [text.partition("=") for text in value]

@@ -21,9 +21,9 @@ from screpro.errors import ScreproError
 from screpro.metrics.genes import gene_variance_log2_ratio, gene_zero_fraction_gap
 from screpro.metrics.perturbation import TABLE_4, Comparison, compare, null_calls, null_side, split_half
 from screpro.metrics.perturbation.calls import auroc, average_precision
-from screpro.metrics.perturbation.cells import Cells
+from screpro.metrics.perturbation.cells import Cells, summary_side
 
-__all__ = ["DIRECTIONS", "REALISM", "ResponseSplit", "Scorer", "Scores", "hold_out"]
+__all__ = ["DIRECTIONS", "REALISM", "ResponseSplit", "Scorer", "Scores", "constants", "hold_out", "win_rates"]
 
 MIN_CELLS = 10
 """Cells a perturbation needs to be asked for."""
@@ -251,3 +251,38 @@ def gene_correlation(x: np.ndarray, most: int = 100) -> np.ndarray:
 def _mean(value: Sequence[float] | np.ndarray) -> float:
     value = np.asarray(value, dtype=np.float64)
     return float(np.nanmean(value)) if np.isfinite(value).any() else float("nan")
+
+
+def win_rates(own: Scores, other: Scores) -> dict[str, tuple[float, float]]:
+    """Share of perturbations that score at least as well as with another method, and strictly better.
+
+    Of Table 4's scores those that a perturbation has by itself, each over the perturbations where both have it. Equal
+    scores count as a win in the paper: two methods that are both at 0, or both say the same, win everything.
+    """
+    rates = {}
+    for function in TABLE_4.values():
+        if (name := function.__name__) not in own.each:
+            continue
+        sign = 1 if DIRECTIONS[name] == "higher" else -1
+        gap = sign * (own.each[name] - other.each[name])
+        gap = gap[np.isfinite(gap)]
+        if len(gap):
+            rates[name] = float((gap >= 0).mean()), float((gap > 0).mean())
+    return rates
+
+
+def constants(scorer: Scorer) -> dict[str, float]:
+    """What scores are worth without any knowledge of perturbations.
+
+    Precision and area under the precision curve: the share of truly called genes, which calling everything reaches.
+    Discrimination: (M + 1) / (2 M), one answer for all of M perturbations if no perturbed gene is measured; where some
+    are, one answer can score more, for the gene is left out (``pds_l1``). Areas under the ROC curve: 1/2.
+    """
+    share = summary_side(scorer.real).significant.mean(1)  # (M,)
+    m = len(share)
+    defined = share[(share > 0) & (share < 1)]
+    floors = {"de_precision": share.mean(), **dict.fromkeys(("pds_l1", "pds_l2", "pds_cosine"), (m + 1) / (2 * m))}
+    if len(defined):
+        floors |= dict.fromkeys(("de_auprc", "de_auprc_of_shift"), defined.mean())
+        floors |= dict.fromkeys(("de_auroc", "de_auroc_of_shift"), 0.5)
+    return {name: float(value) for name, value in floors.items()}

@@ -27,9 +27,8 @@ from screpro.baselines.response_packages import PACKAGES, missing
 from screpro.data.populations import Populations
 from screpro.metrics.distances import energy_distance_v
 from screpro.metrics.perturbation import TABLE_4
-from screpro.metrics.perturbation.cells import summary_side
 from screpro.records import Run
-from screpro.tasks.responses import DIRECTIONS, ResponseSplit, Scorer, Scores
+from screpro.tasks.responses import DIRECTIONS, ResponseSplit, Scorer, Scores, constants, win_rates
 from screpro.tasks.responses_sampling import Spread, draw_conditions, mean_batch_spread, sampling_spread
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings, TrainedSets, generate, train
 from screpro.tasks.tuning import best_setting, checkpoint_file, progress
@@ -48,10 +47,8 @@ __all__ = [
     "answer",
     "choose",
     "compare_methods",
-    "constants",
     "runnable",
     "settings_of",
-    "win_rates",
 ]
 
 FAITHFUL, REPAIRED, AGAINST = "perturbdiff", "perturbdiff_repaired", "state_like"
@@ -328,41 +325,6 @@ def _made(run: Run, method: str, split: ResponseSplit, protocol: Protocol, seed:
     if (method, seed) in made:
         return made[method, seed]
     return answer(method, split, protocol, seed=seed, options=grid_of(protocol, method)[0], run=run)
-
-
-def win_rates(own: Scores, other: Scores) -> dict[str, tuple[float, float]]:
-    """Share of perturbations that score at least as well as with another method, and strictly better.
-
-    Of Table 4's scores those that a perturbation has by itself, each over the perturbations where both have it. Equal
-    scores count as a win in the paper: two methods that are both at 0, or both say the same, win everything.
-    """
-    rates = {}
-    for function in TABLE_4.values():
-        if (name := function.__name__) not in own.each:
-            continue
-        sign = 1 if DIRECTIONS[name] == "higher" else -1
-        gap = sign * (own.each[name] - other.each[name])
-        gap = gap[np.isfinite(gap)]
-        if len(gap):
-            rates[name] = float((gap >= 0).mean()), float((gap > 0).mean())
-    return rates
-
-
-def constants(scorer: Scorer) -> dict[str, float]:
-    """What scores are worth without any knowledge of perturbations.
-
-    Precision and area under the precision curve: the share of truly called genes, which calling everything reaches.
-    Discrimination: (M + 1) / (2 M), one answer for all of M perturbations if no perturbed gene is measured; where some
-    are, one answer can score more, for the gene is left out (``pds_l1``). Areas under the ROC curve: 1/2.
-    """
-    share = summary_side(scorer.real).significant.mean(1)  # (M,)
-    m = len(share)
-    defined = share[(share > 0) & (share < 1)]
-    floors = {"de_precision": share.mean(), **dict.fromkeys(("pds_l1", "pds_l2", "pds_cosine"), (m + 1) / (2 * m))}
-    if len(defined):
-        floors |= dict.fromkeys(("de_auprc", "de_auprc_of_shift"), defined.mean())
-        floors |= dict.fromkeys(("de_auroc", "de_auroc_of_shift"), 0.5)
-    return {name: float(value) for name, value in floors.items()}
 
 
 def _add_references(run: Run, split: ResponseSplit, scorer: Scorer, protocol: Protocol) -> None:

@@ -9,7 +9,7 @@ from screpro.errors import ScreproError
 from screpro.metrics.perturbation import control_cells, de_auprc, de_auroc, pds_l1, pds_l2
 from screpro.records.results import Run
 from screpro.tasks import responses_experiment as experiment
-from screpro.tasks.responses import Scorer, Scores, hold_out
+from screpro.tasks.responses import Scorer, Scores, constants, hold_out, win_rates
 from screpro.tasks.responses_experiment import AGAINST, FAITHFUL, REPAIRED
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings
 
@@ -50,14 +50,14 @@ def scored(**each) -> Scores:
 def test_win_rates_count_ties_both_ways_and_turn_errors_around():
     own = scored(de_auroc=[0.6, 0.5, np.nan, 0.1], mae_of_means=[0.1, 0.2, 0.3, 0.3], called_unchanged=[0, 0, 0, 0])
     other = scored(de_auroc=[0.5, 0.5, 0.4, 0.2], mae_of_means=[0.2, 0.2, 0.2, 0.2], called_unchanged=[1, 1, 1, 1])
-    rates = experiment.win_rates(own, other)
+    rates = win_rates(own, other)
     assert rates == {"de_auroc": (pytest.approx(2 / 3), pytest.approx(1 / 3)), "mae_of_means": (0.5, 0.25)}
-    assert experiment.win_rates(own, own)["mae_of_means"] == (1.0, 0.0)
+    assert win_rates(own, own)["mae_of_means"] == (1.0, 0.0)
 
 
 def test_floors_are_what_calling_every_gene_and_one_answer_for_all_get(split):
     scorer = Scorer(split.test, split.controls)
-    floors = experiment.constants(scorer)
+    floors = constants(scorer)
     everything = scorer.score(np.full(split.test.x.shape, 9.0))  # far above every control value: all genes are called
     assert everything.pair.generated.significant.all()
     assert everything.values["de_precision"] == pytest.approx(floors["de_precision"])
