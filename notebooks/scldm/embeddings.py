@@ -294,7 +294,7 @@ steps_of_paper = {  # widths D, 2 D and 3 D, the last twice as deep: as the pape
         large={"width": 48, "layers": 2},
     ),
     "laptop": sizes(
-        AutoEncoderSettings(batch_size=16),
+        AutoEncoderSettings(batch_size=8, learning_rate=2e-3),  # small batches: more steps for the same cells
         small={"width": 32, "layers": 1},
         medium={"width": 64, "layers": 1},
         large={"width": 96, "layers": 2},
@@ -305,7 +305,7 @@ steps_of_paper = {  # widths D, 2 D and 3 D, the last twice as deep: as the pape
 }
 tiers = {  # genes, training cells, passes times cells, smallest class, seeds, options of scVI
     "ci": (150, 300, 1800, 20, [0], {"epochs": 15, "batch_size": 32}),
-    "laptop": (400, 1500, 15_000, 25, [0, 1, 2], {"epochs": 80}),
+    "laptop": (400, 1500, 30_000, 25, [0, 1, 2], {"epochs": 80}),
     "paper": (None, None, None, 100, [0, 1, 2], {}),
 }
 tier_genes, tier_train, passes, tier_cells, tier_seeds, scvi_options = tiers[tier]

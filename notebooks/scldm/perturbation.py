@@ -192,8 +192,8 @@ sizes_of_model = {
         FlowSettings(width=32, layers=2, steps=150, learning_rate=2e-3),
     ),
     "laptop": (
-        AutoEncoderSettings(batch_size=8),  # small batches: a few thousand cells make few steps
-        FlowSettings(width=64, layers=3, steps=400, learning_rate=1e-3),
+        AutoEncoderSettings(batch_size=8, learning_rate=2e-3),  # small batches: a few thousand cells make few steps
+        FlowSettings(width=96, layers=3, steps=1500, batch_size=64, learning_rate=2e-3),
     ),
     "paper": (
         AutoEncoderSettings(
@@ -211,7 +211,7 @@ baseline_options = {
     "laptop": {
         "scvi": {"epochs": 60, "warmup_epochs": None},
         "cpa": {"epochs": 30},
-        "state_like": {"steps": 300},
+        "state_like": {"steps": 600},
     },
 }
 papers_pairs = {
@@ -239,15 +239,18 @@ pairs = [tuple(part.strip() for part in pair.split("|")) for pair in asked] if a
 held = hold_out_pairs(cells, pairs, n_genes=genes or tier_genes)
 base, flow = sizes_of_model[tier]
 n_train, n_panel = held.train.counts.shape
-if tier == "laptop":  # about as many entries read on every set
-    base = replace(base, epochs=max(4, round(6e6 / (n_train * n_panel))))
+options = baseline_options.get(tier, {})
+if tier == "laptop":  # about as many entries, and for the baselines cells, read on every set
+    base = replace(base, epochs=max(4, round(2e7 / (n_train * n_panel))))
+    for method, visits in (("scvi", 160_000), ("cpa", 80_000)):
+        options[method]["epochs"] = max(options[method]["epochs"], round(visits / n_train))
 both = {"width": width} if width else {}
 protocol = experiment.Protocol(
     dataset=name,
     seeds=seeds or tier_seeds,
     autoencoder=replace(base, **both, **({"epochs": epochs} if epochs else {})),
     flow=replace(flow, **both, **({"steps": flow_steps} if flow_steps else {})),
-    options=baseline_options.get(tier, {}),
+    options=options,
     sampler_steps=10 if tier == "ci" else 20,
     threads=threads,
 )
@@ -549,7 +552,7 @@ records.verdicts("scldm", ["L9", "L10", "L11", "L17"], rows)
 # | number of generated cells | not said | that of the test cells | that of the test cells |
 # | components | on combined data (J.3.1) or true data (J.5) | not in the repository | 30, on the real held-out cells |
 # | scVI, CPA, STATE | STATE's reproduction code, 80 000 to 120 000 steps | the same | scvi-tools; compact versions of the other two, a few hundred to a few thousand steps |
-# | training of scLDM | 100 passes (auto-encoder) over 0.6 to 1.3 million cells | the same | about 2 000 steps of 8 cells and 400 of the flow at tier `laptop` |
+# | training of scLDM | 100 passes (auto-encoder) over 0.6 to 1.3 million cells | the same | about 5 000 steps of 8 cells and 1 500 of the flow at tier `laptop` |
 # | scGPT | fine-tuned on 80 000 steps | the same | adapter, not run |
 # | references | two mean predictors, in Figure 13 only | not in the repository | these and control cells, plain and shifted, in every table; halves of real cells |
 # | spread | samples of one training (scLDM), trainings (others) | | trainings, for all |
