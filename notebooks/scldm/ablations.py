@@ -140,7 +140,7 @@ tiers = {  # networks, splits, seeds, genes, cells, steps of training (None: the
         FlowSettings(width=32, layers=2, steps=150, batch_size=64, learning_rate=3e-3),
     ),
     "laptop": (
-        list(METHODS), [0], [0, 1, 2], 300, 1200, 650, tiny,
+        list(METHODS), [0], [0, 1, 2], 300, 1200, 2000, tiny,
         FlowSettings(width=64, layers=3, steps=600, batch_size=64, learning_rate=1e-3),
     ),
     "paper": (
