@@ -97,8 +97,9 @@ def encoder_block() -> Rows:
     """The pooling block of scLDM on 8 cells x 2000 genes, 15 % expressed: 64 latents, width 256, 8 heads.
 
     Counts mixed into gene embeddings (its eq. 6), layer norm, keys and values, attention, output and residual; once on
-    the expressed genes packed, once on all genes with the others masked. The feed-forward network of the latents is the
-    same work in both and limits what packing can save; the second row has it.
+    the expressed genes packed and mixed as in ``models/scldm.py``, once on all genes with the others masked and mixed
+    as printed. The feed-forward network of the latents is the same work in both and limits what packing can save; the
+    second row has it.
     """
     import torch
 
@@ -156,25 +157,29 @@ def _pooling_block(genes: int, *, latents: int, width: int):
     )
 
 
-def _tokens(block, gene, count):
-    """Keys and values of gene tokens."""
-    import torch
-
-    embedded = block["gene"](gene)
-    mixed = block["mix"](torch.cat([count.log1p()[..., None].expand_as(embedded), embedded], -1))
+def _keys_values(block, mixed):
     return block["key_value"](block["norm"](mixed)).chunk(2, -1)
 
 
 def _packed(block, x, device: str, *, heads: int) -> Callable:
-    """Attention of latent queries (L, E) to the expressed genes."""
+    """Attention of latent queries (L, E) to the expressed genes; a repeated count costs a sum, not a product."""
+    import torch.nn.functional as F
+
     from screpro.kernels.set_attention import PackedCells, packed_cross_attention
 
     cells = PackedCells.from_scipy(x, device)
-    return lambda query: packed_cross_attention(query, *_tokens(block, cells.genes, cells.counts), cells.offsets, heads)
+
+    def attend(query):
+        of_count, of_gene = block["mix"].weight.chunk(2, 1)
+        depth = cells.counts.log1p()[:, None] * of_count.sum(1)
+        mixed = depth + F.linear(block["gene"](cells.genes), of_gene, block["mix"].bias)
+        return packed_cross_attention(query, *_keys_values(block, mixed), cells.offsets, heads)
+
+    return attend
 
 
 def _masked(block, x, device: str, *, heads: int) -> Callable:
-    """The same over all genes, with a mask."""
+    """The same over all genes, with a mask, and the count repeated beside the gene's embedding."""
     import torch
     import torch.nn.functional as F
 
@@ -183,7 +188,9 @@ def _masked(block, x, device: str, *, heads: int) -> Callable:
     mask = (dense > 0)[:, None, None, :]  # (B, 1, 1, G)
 
     def attend(query):
-        key, value = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in _tokens(block, every, dense))
+        embedded = block["gene"](every)
+        mixed = block["mix"](torch.cat([dense.log1p()[..., None].expand_as(embedded), embedded], -1))
+        key, value = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in _keys_values(block, mixed))
         query = query.unflatten(-1, (heads, -1)).transpose(0, 1).expand(len(dense), -1, -1, -1)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
