@@ -139,8 +139,9 @@ def book(
 
 @data_app.command("list")
 def data_list(as_json: AsJson = False) -> None:
-    """List the data sets: size, who uses them, whether they are here."""
+    """List the data sets: size, who uses them, whether they are here; then released weights."""
     from screpro import data
+    from screpro.data import weights
 
     rows = [
         {
@@ -153,14 +154,24 @@ def data_list(as_json: AsJson = False) -> None:
         }
         for name, entry in data.entries().items()
     ]
+    nothing = {"cells": None, "genes": None}
+    rows += [
+        {"name": name, "title": own.title, **nothing, "used in": [own.paper], "where": weights.available(name)}
+        for name, own in weights.entries().items()
+    ]
     show(rows, as_json)
 
 
 @data_app.command("get")
 def data_get(name: Annotated[str, typer.Argument(help="Name in the registry.", show_default=False)]) -> None:
-    """Download a data set if it is not here, and check it."""
+    """Download a data set, or weights that a paper's authors released, if they are not here, and check them."""
     from screpro import data
+    from screpro.data import weights
 
+    if name in weights.entries():
+        for path in weights.bring(name).values():
+            print(path)
+        return
     adata = data.load(name)
     print(f"{name}: {adata.n_obs} cells x {adata.n_vars} genes, sha256 {adata.uns['data_hash']}")
 
@@ -172,9 +183,13 @@ def data_verify(
 ) -> None:
     """Check the files that are here against their hashes, without downloading."""
     from screpro import data
+    from screpro.data import weights
 
-    names = [name] if name else list(data.entries())
-    rows = [{"name": n, "file": f, "status": s} for n in names for f, s in data.verify(n)]
+    of_weights = list(weights.entries())
+    names = [name] if name else [*data.entries(), *of_weights]
+    rows = [
+        {"name": n, "file": f, "status": s} for n in names for f, s in (weights if n in of_weights else data).verify(n)
+    ]
     show(rows, as_json)
     if any(row["status"].startswith("wrong") for row in rows):
         raise typer.Exit(1)

@@ -46,6 +46,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from screpro import data, records
+from screpro.data import weights
 from screpro.models.scldm_velocity import VelocityConfig
 from screpro.plots import PALETTE, use_style
 from screpro.tasks import presets_scldm as presets
@@ -352,10 +353,20 @@ legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside lower cen
 # %% [markdown]
 # ## Released weights
 #
-# The authors' checkpoints and some of their data files are in a public bucket, `s3://czi-scldm`. Names, sizes and
-# hashes of its files are not on record here, so none is brought. A checkpoint that you downloaded is read with
-# {src}`screpro.models.scldm_authors.read_checkpoint`, tensors only; nothing in it is executed. There it is also said
-# what else is needed: numbers of heads, the order of genes and labels, statistics of the library size.
+# The authors' checkpoints are in a public bucket. `screpro data get NAME` brings one with its configuration, and
+# {src}`screpro.models.scldm_authors.read_checkpoint` reads it: tensors only, nothing in it is executed. There it is
+# also said what else is needed: numbers of heads, the order of genes and labels, statistics of the library size. Sizes
+# and hashes of these files are not on record; what arrives first is locked, and must be the same afterwards. No number
+# of this book comes from them. "Earlier" files belong to the first version of the paper.
+
+# %% tags=["hide-input"]
+released = {
+    "name": list(weights.entries()),
+    "what": [own.title for own in weights.entries().values()],
+    "files": [", ".join(file.name for file in own.files) for own in weights.entries().values()],
+    "earlier": [", ".join(own.earlier) or "-" for own in weights.entries().values()],
+}
+pd.DataFrame(released).style.hide(axis="index")
 
 # %% [markdown]
 # ## Where we differ

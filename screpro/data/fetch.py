@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,18 @@ from urllib.parse import quote
 from screpro.errors import ScreproError
 from screpro.paths import atomic_path, cache_dir
 
-__all__ = ["DataFile", "combined_hash", "data_folder", "fetch", "known_hash", "locate", "lock_path", "sha256_of"]
+__all__ = [
+    "DataFile",
+    "available",
+    "combined_hash",
+    "data_folder",
+    "fetch",
+    "known_hash",
+    "locate",
+    "lock_path",
+    "sha256_of",
+    "status",
+]
 
 _CONNECT_SECONDS, _READ_SECONDS = 15, 60
 _STALE_SECONDS = 24 * 3600
@@ -99,6 +110,25 @@ def locate(file: DataFile) -> tuple[Path, str] | None:
     if (cache_dir() / file.place).is_file():
         return cache_dir() / file.place, "cached"
     return None
+
+
+def available(files: Iterable[DataFile]) -> str:
+    """Where files would come from: ``manual``, else ``to download``, else ``cached``, else ``in SCREPRO_DATA``."""
+    states = {found[1] if (found := locate(file)) else "to download" if file.url else "manual" for file in files}
+    return next(state for state in ("manual", "to download", "cached", "in SCREPRO_DATA") if state in states)
+
+
+def status(file: DataFile) -> str:
+    """Whether a file is here and what it should be; nothing is downloaded."""
+    found = locate(file)
+    if found is None:
+        return "to download" if file.url else "manual: " + file.obtain
+    digest, expected = sha256_of(found[0]), known_hash(file)
+    if expected is None:
+        return f"present ({found[1]}), no hash on record yet: {digest}"
+    if digest == expected:
+        return f"ok ({found[1]})"
+    return f"wrong hash {digest} ({found[1]}: {found[0]}), expected {expected}"
 
 
 def lock_path(file: DataFile) -> Path:

@@ -269,11 +269,7 @@ def available(name: str) -> str:
     entry = get(name)
     if entry.kind in ("embedded", "path"):
         return entry.kind
-    states = set()
-    for file in entry.files:
-        found = fetch.locate(file)
-        states.add(found[1] if found else "to download" if file.url else "manual")
-    return next(state for state in ("manual", "to download", "cached", "in SCREPRO_DATA") if state in states)
+    return fetch.available(entry.files)
 
 
 def verify(name: str) -> list[tuple[str, str]]:
@@ -284,21 +280,7 @@ def verify(name: str) -> list[tuple[str, str]]:
 
         found = pbmc68k_reduced().uns["data_hash"]
         return [(name, "ok" if found == entry.sha256 else f"wrong hash {found}, expected {entry.sha256}")]
-    report = []
-    for file in entry.files:
-        found = fetch.locate(file)
-        if found is None:
-            report.append((file.name, "to download" if file.url else "manual: " + entry.obtain))
-            continue
-        digest, expected = fetch.sha256_of(found[0]), fetch.known_hash(file)
-        if expected is None:
-            status = f"present ({found[1]}), no hash on record yet: {digest}"
-        elif digest == expected:
-            status = f"ok ({found[1]})"
-        else:
-            status = f"wrong hash {digest} ({found[1]}: {found[0]}), expected {expected}"
-        report.append((file.name, status))
-    return report
+    return [(file.name, fetch.status(file)) for file in entry.files]
 
 
 def load(name_or_path: str | Path, *, label_key: str | None = "cell_type", batch_key: str | None = None) -> "AnnData":

@@ -114,12 +114,12 @@ def read_checkpoint(path: str | Path) -> dict[str, dict[str, Tensor]]:
 
     Only tensors and plain containers are read; a file that asks for anything else to be built is refused.
 
-    The weights alone do not run a published model. Their checkpoints are in the public bucket s3://czi-scldm, not in
-    the repository, and addresses, sizes and hashes of the files are not known here, so none is brought: give the path
-    of one that you downloaded. Needed as well, because weights do not carry them: the numbers of heads, which are in
-    the configuration beside the checkpoint (for `autoencoder_from_authors` and `velocity_from_authors`); the gene names
-    in the order of the gene table (row 0 is padding) and the labels in the order of their tables; and the mean and
-    standard deviation of the log library size by label, for which `screpro.tasks.library_size` takes training cells.
+    The weights alone do not run a published model. `screpro.data.weights` knows the files of their public bucket and
+    brings a checkpoint with its configuration. Needed as well, because weights do not carry them: the numbers of heads,
+    which are in that configuration (for `autoencoder_from_authors` and `velocity_from_authors`); the gene names in the
+    order of the gene table (row 0 is padding) and the labels in the order of their tables; and the mean and standard
+    deviation of the log library size by label, for which `screpro.tasks.library_size` takes training cells (theirs are
+    pickles, which nothing here opens).
 
     Raises
     ------
@@ -135,7 +135,7 @@ def read_checkpoint(path: str | Path) -> dict[str, dict[str, Tensor]]:
         raise ScreproError(
             "The checkpoint must exist.",
             got=str(path),
-            fix="check the path; the authors' files are in the public bucket s3://czi-scldm, to be downloaded by hand; "
+            fix="check the path, or bring the authors' files, for example screpro data get scldm_weights_census_20M; "
             "numbers of heads and the order of genes and labels are needed as well",
         ) from None
     except Exception as error:  # torch raises half a dozen kinds, one of them bare RuntimeError
