@@ -35,8 +35,15 @@ def use_style() -> None:
     )
 
 
+LEGIBLE = 24
+"""Types up to which a confusion matrix has a number in every entry."""
+
+
 def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> "Figure":
     """Confusion matrix as shares of the true type, the number of cells beside each row.
+
+    Up to `LEGIBLE` types the figure grows with them and every entry has its number; with more, both would be unreadable
+    on any screen, so that the figure keeps its size and names shrink.
 
     Parameters
     ----------
@@ -51,14 +58,16 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> "Figure":
     counts, names = counts[np.ix_(shown, shown)], [names[k] for k in shown]
     total = counts.sum(1)
     share = counts / np.maximum(total, 1)[:, None]
-    size = 1.8 + 0.33 * len(names)
+    size = 1.8 + 0.33 * min(len(names), LEGIBLE)
     figure, axes = plt.subplots(figsize=(size + 1.6, size))
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for row, column in zip(*np.nonzero(counts), strict=True):
+    for row, column in zip(*np.nonzero(counts), strict=True) if len(names) <= LEGIBLE else ():
         dark = share[row, column] > 0.55
         axes.text(column, row, counts[row, column], ha="center", va="center", color="white" if dark else "black")
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), [f"{name} ({n})" for name, n in zip(names, total, strict=True)])
+    text = {"fontsize": plt.rcParams["font.size"] * LEGIBLE / max(len(names), LEGIBLE)}
+    slope = {"rotation": 45, "ha": "right"} if len(names) <= LEGIBLE else {"rotation": 90}
+    axes.set_xticks(range(len(names)), names, **slope, **text)
+    axes.set_yticks(range(len(names)), [f"{name} ({n})" for name, n in zip(names, total, strict=True)], **text)
     axes.set_xlabel("predicted type")
     axes.set_ylabel("true type (cells)")
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true type")

@@ -29,6 +29,14 @@ def test_figures_are_opaque():
         assert mpl.rcParams["savefig.facecolor"] == "white" and mpl.rcParams["figure.facecolor"] == "white"
 
 
+def test_a_confusion_of_many_types_keeps_its_size():
+    few, many = (plots.confusion_figure(np.eye(k, dtype=int), [f"type {i}" for i in range(k)]) for k in (24, 60))
+    assert few.get_size_inches().tolist() == many.get_size_inches().tolist()
+    assert len(few.axes[0].texts) == 24 and not many.axes[0].texts
+    sizes = [figure.axes[0].get_yticklabels()[0].get_fontsize() for figure in (few, many)]
+    np.testing.assert_allclose(sizes[0] / sizes[1], 60 / 24)
+
+
 def test_confusion_shows_shares_and_leaves_out_empty_types():
     figure = plots.confusion_figure(np.array([[3, 1, 0], [0, 0, 0], [2, 0, 2]]), ["a", "never seen", "c"])
     axes = figure.axes[0]

@@ -196,8 +196,7 @@ def check_labels(
             f"The cells must have a column {key!r} in obs.",
             got=f"columns {', '.join(columns)}" if columns else "no columns at all",
             fix=(f"did you mean {close!r}? " if close else "")
-            + f"Name the right column, for example -p {parameter} {close or next(iter(columns), 'NAME')}, "
-            + f"or set {parameter} to None where none is needed.",
+            + f"Name the right column, for example -p {parameter} {close or next(iter(columns), 'NAME')}.",
         )
     column = obs[key]
     if isinstance(column, pd.DataFrame):
@@ -224,7 +223,7 @@ def check_labels(
         raise ScreproError(
             f"Column {key!r} must hold at least {min_classes} classes.",
             got=f"{len(sizes)}: {', '.join(map(repr, sizes.index)) or 'no cells'}",
-            fix=f"name a column with more classes, or set {parameter} to None where none are needed.",
+            fix=f"name a column with more classes, for example -p {parameter} NAME.",
         )
     rare = sorted(sizes.index[sizes < min_cells])
     if rare:

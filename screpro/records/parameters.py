@@ -261,13 +261,16 @@ def _parse(parameter: Parameter, text: str) -> Any:
     raise _wrong_type(parameter, text)
 
 
+_LISTS = {"int": "[0, 1]", "float": "[0.1, 1]", "str": '["a", "b"]'}
+
+
 def _wrong_type(parameter: Parameter, value: Any) -> ScreproError:
     example = {
         "bool": "true or false",
         "int": "a whole number such as 3",
         "float": "a number such as 1e-4",
         "str": "a text",
-        "list": "a list such as '[0, 1]', with the brackets",
+        "list": f"a list such as '{_LISTS.get(str(parameter.type.item), '[0, 1]')}', with the brackets",
         "dict": "a mapping such as '{\"a\": 1}'",
     }[parameter.type.kind]
     if parameter.type.optional:
