@@ -84,7 +84,6 @@ def test_lists_and_sheets_do_without_heavy_packages(notebook):
     ("words", "said"),
     [
         (["-p", "rate", "3"], "1e-06 to 1"),
-        (["-p", "methods", "scdiff"], 'such as \'["a", "b"]\''),
         (["-p", "seeds", "0"], "with the brackets"),
         (["-p", "tier", "ci", "--tier", "laptop"], "given once"),
         (["--tier", "huge"], "ci, laptop, paper"),

@@ -18,6 +18,7 @@ widths: dict[str, int] = {
     "head": 64,
 }  # of every part [1..]
 shift: int = -1  # any whole number
+methods: list[str] | None = None  # which to run; None runs all
 """
 
 
@@ -42,6 +43,7 @@ def test_sheet_has_name_type_default_range_and_meaning(sheet):
         ("shared_noise", "bool"),
         ("widths", "dict[str, int]"),
         ("shift", "int"),
+        ("methods", "list[str] | None"),
     ]
     assert sheet.defaults["widths"] == {"model": 128, "head": 64} and sheet.defaults["shift"] == -1
     assert sheet["tier"].choices == ("ci", "laptop", "paper") and sheet["tier"].meaning == "how much to run"
@@ -84,7 +86,8 @@ def test_text_is_read_by_the_annotation(sheet, name, text, value):
         ("learning_rate", "2", "1e-06 to 1"),
         ("tier", "huge", "ci, laptop, paper"),
         ("tier", "laptp", "did you mean laptop"),
-        ("seeds", "0, 1", "with the brackets"),
+        ("seeds", "0, 1", r"'\[0, 1\]', with the brackets"),
+        ("methods", "scdiff", r"""'\["a", "b"\]', with the brackets"""),
         ("seeds", "[0.5]", "a list"),
         ("seeds", "[0, -1]", "0 to 100000"),
         ("seeds", "__import__('os')", "a list"),
