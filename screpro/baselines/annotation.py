@@ -153,7 +153,7 @@ BASELINES: dict[str, Baseline] = {
             "CellTypist",
             "Domínguez Conde et al., Science 2022, 10.1126/science.abl5197",
             "celltypist:fit_predict",
-            [{}, {"C": 0.01}, {"C": 0.01, "class_weight": "balanced"}, {"feature_selection": True}],
+            [{}, {"C": 0.1}, {"C": 0.01}, {"C": 0.01, "class_weight": "balanced"}, {"feature_selection": True}],
             needs="baselines",
         ),
         entry(

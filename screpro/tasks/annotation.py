@@ -1,7 +1,9 @@
 """scDiff as an annotation method (section 4.1.1), and the cells and splits that every method is given."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,9 +28,14 @@ __all__ = [
     "ScDiffSettings",
     "annotation_cells",
     "scdiff_grid",
+    "scdiff_trainings",
     "train_annotator",
     "train_test",
 ]
+
+
+MIN_CELLS = 5
+"""Cells of a type below which a fifth of them is no test cell: one cell would decide a class of the macro scores."""
 
 
 class Labelled(NamedTuple):
@@ -37,13 +44,15 @@ class Labelled(NamedTuple):
     cells: Cells
     types: list[str]  # name of each type code
     batches: list[str]  # name of each batch code; one entry if there is one batch
+    left_out: Mapping[str, int] = MappingProxyType({})  # types with too few cells, and how many they have
 
 
 def annotation_cells(adata: AnnData) -> Labelled:
     """Turn preprocessed cells (``log_normalise``) into codes; needs ``obs["cell_type"]``.
 
     ``obs["batch"]`` is used where it exists and does not settle the type: if every type comes from a batch of its
-    own (sorted cells, one run per type), the batch IS the answer, and using it would be cheating.
+    own (sorted cells, one run per type), the batch IS the answer, and using it would be cheating. Cells of types with
+    fewer than `MIN_CELLS` are left out.
 
     Raises
     ------
@@ -51,6 +60,10 @@ def annotation_cells(adata: AnnData) -> Labelled:
         If there is no column of cell types, a cell has none, or a type has a single cell.
     """
     check_labels(adata.obs, "cell_type")
+    sizes = adata.obs["cell_type"].astype(str).value_counts()
+    left_out = sizes[sizes < MIN_CELLS].to_dict()
+    if left_out:
+        adata = adata[~adata.obs["cell_type"].astype(str).isin(list(left_out))]
     types = adata.obs["cell_type"].astype(str).astype("category").cat
     batch = np.zeros(adata.n_obs, dtype=np.int64)
     batches = ["all"]
@@ -66,7 +79,7 @@ def annotation_cells(adata: AnnData) -> Labelled:
         batch=batch,
         genes=list(adata.var_names),
     )
-    return Labelled(cells, list(types.categories), batches)
+    return Labelled(cells, list(types.categories), batches, left_out)
 
 
 def train_test(labelled: Labelled, split: int, *, test: float, validation: float) -> tuple[Cells, Cells, Cells]:
@@ -93,6 +106,7 @@ class ScDiffSettings(DenoiserSettings):
     """Everything that defines scDiff as an annotation method."""
 
     n_times: int = 5
+    last_time: int = 1000  # steps of noise above this one do not count
     draws: int = 5
     shared_noise: bool = True
     search_batch: bool = True  # the authors' choice; False takes the batch of the cell as known
@@ -137,8 +151,13 @@ class Annotator:
         )
 
     def label(self, errors: ClassifierErrors, cells: Cells, *, times: np.ndarray | None = None) -> np.ndarray:
-        """Type codes (n,) from errors; the batch is searched or taken from `cells` as the settings say."""
+        """Type codes (n,) from errors; the batch is searched or taken from `cells` as the settings say.
+
+        `times` are columns of the errors; None takes those of steps up to the settings' `last_time`.
+        """
         batch = None if self.settings.search_batch else cells.batch + 1
+        if times is None:
+            times = np.flatnonzero(errors.times <= self.settings.last_time)
         return predict(errors, times=times, batch=batch) - 1
 
 
@@ -179,10 +198,17 @@ def train_annotator(
     return Annotator(model, candidates, settings, done.seconds, done.losses)
 
 
-def scdiff_grid(base: ScDiffSettings) -> list[ScDiffSettings]:
-    """Settings of scDiff to try on validation cells: about as many as the baselines' grids have."""
+def scdiff_trainings(base: ScDiffSettings) -> list[ScDiffSettings]:
+    """Trainings of scDiff to try on validation cells: as many as the longest grid of a baseline has."""
     return [
         base,
         replace(base, epochs=max(1, base.epochs // 2)),
         replace(base, width=2 * base.width),
+        replace(base, learning_rate=3 * base.learning_rate),
+        replace(base, empty_context=0.75),  # the classifier shows no context either
     ]
+
+
+def scdiff_grid(base: ScDiffSettings) -> list[ScDiffSettings]:
+    """`scdiff_trainings`, each classified with all time steps and with those up to 500."""
+    return [replace(own, last_time=last) for own in scdiff_trainings(base) for last in (base.last_time, 500)]

@@ -7,7 +7,7 @@ on its test cells, once per seed. scDiff's own tables use one split for all runs
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -117,8 +117,9 @@ def study_classifier(
 ) -> dict[str, float]:
     """Score one trained scDiff under other ways to classify: macro F1 by variant, also added to `run`.
 
-    Variants: shared or independent noise, number of draws, 50 time steps, one time step alone, batch searched or
-    given. The last two use the second of `draws` with shared noise.
+    Variants: shared or independent noise, number of draws, 50 time steps, one time step alone, steps up to 500, batch
+    searched or given. The last three use the second of `draws` with shared noise. Whatever `last_time` was chosen, all
+    steps count in the others.
     """
     drawn = {
         f"{kind} noise, {number} draw{'s' if number > 1 else ''}": annotator.errors(
@@ -128,11 +129,16 @@ def study_classifier(
         for number in draws
     }
     drawn["shared noise, 50 time steps"] = annotator.errors(test, seed=seed, shared_noise=True, draws=1, n_times=50)
-    scores = {name: macro_f1(test.cell_type, annotator.label(errors, test)) for name, errors in drawn.items()}
+    scores = {
+        name: macro_f1(test.cell_type, annotator.label(errors, test, times=np.arange(len(errors.times))))
+        for name, errors in drawn.items()
+    }
     shared = drawn[f"shared noise, {draws[1]} draws"]
     for column, t in enumerate(shared.times):
         alone = annotator.label(shared, test, times=np.array([column]))
         scores[f"one step alone, t = {t}"] = macro_f1(test.cell_type, alone)
+    early = annotator.label(shared, test, times=np.flatnonzero(shared.times <= 500))
+    scores["steps up to 500"] = macro_f1(test.cell_type, early)
     if annotator.model.batch_table is not None:
         given = predict(shared, batch=test.batch + 1) - 1
         scores["batch given"] = macro_f1(test.cell_type, given)
@@ -168,14 +174,18 @@ def _chosen(run: Run, labelled: Labelled, protocol: Protocol, method: str) -> di
     split, seed = protocol.splits[0], protocol.seeds[0]
     train, validation, _ = _parts(labelled, protocol, split)
     work = {"dataset": protocol.dataset, "split": f"{split}, validation", "method": method, "seed": seed}
+    last: dict[str, Annotator] = {}  # the training before, which the next setting may only read otherwise
 
     def score(options: dict[str, Any]) -> float:
         annotator = None
         if method == "scdiff":
-            annotator = _train_scdiff(run, labelled, protocol, options, seed, train, split)
+            trained_with = str(_training(options))
+            if trained_with not in last:
+                last.clear()
+                last[trained_with] = _train_scdiff(run, labelled, protocol, options, seed, train, split)
+                _checkpoint(run, protocol, options, seed, train, split).unlink(missing_ok=True)
+            annotator = replace(last[trained_with], settings=ScDiffSettings(**options))
         predicted = _predict(protocol, labelled, method, options, seed, train, validation, annotator)
-        if annotator is not None:
-            _checkpoint(run, protocol, options, seed, train, split).unlink(missing_ok=True)
         return macro_f1(validation.cell_type, predicted)
 
     return best_setting(
@@ -198,8 +208,13 @@ def _grid(method: str, protocol: Protocol) -> list[dict[str, Any]]:
     return grid if protocol.tune else grid[:1]
 
 
+def _training(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that training depends on."""
+    return {name: value for name, value in options.items() if name != "last_time"}
+
+
 def _checkpoint(run: Run, protocol: Protocol, options: dict, seed: int, train: Cells, split: int) -> Path:
-    return checkpoint_file(run, protocol.dataset, split, seed, len(train.cell_type), options)
+    return checkpoint_file(run, protocol.dataset, split, seed, len(train.cell_type), _training(options))
 
 
 def _train_scdiff(

@@ -20,7 +20,7 @@ from screpro.baselines import label_projection as baselines
 from screpro.errors import ScreproError
 from screpro.metrics.classification import classification_scores, macro_f1
 from screpro.records import Run
-from screpro.tasks.annotation import Annotator, Labelled, ScDiffSettings, scdiff_grid, train_annotator, train_test
+from screpro.tasks.annotation import Annotator, Labelled, ScDiffSettings, scdiff_trainings, train_annotator, train_test
 from screpro.tasks.cells import Cells
 from screpro.tasks.tuning import best_setting
 
@@ -122,7 +122,7 @@ def _chosen(run: Run, labelled: Labelled, protocol: Protocol, method: str) -> di
 
 def _grid(method: str, protocol: Protocol) -> list[dict[str, Any]]:
     if method == "scdiff":
-        settings = scdiff_grid(protocol.base) if protocol.tune else [protocol.base]
+        settings = scdiff_trainings(protocol.base) if protocol.tune else [protocol.base]
         grid = [asdict(setting) for setting in settings]
     else:
         grid = baselines.BASELINES[method].grid

@@ -57,6 +57,17 @@ def test_cells_without_types_are_refused_at_once(adata):
         annotation_cells(log_normalise(unlabelled))
 
 
+def test_types_too_small_for_a_test_cell_are_left_out(adata):
+    few = adata.copy()
+    names = few.obs["cell_type"].astype(str).to_numpy(copy=True)
+    names[:4], names[4:9] = "four of them", "five of them"
+    few.obs["cell_type"] = names
+    found = annotation_cells(log_normalise(few))
+    assert found.left_out == {"four of them": 4} and "five of them" in found.types
+    assert len(found.cells.cell_type) == len(found.cells.batch) == adata.n_obs - 4
+    assert not annotation_cells(log_normalise(adata)).left_out
+
+
 def test_parts_are_the_split(labelled):
     n = len(labelled.cells.cell_type)
     parts = cell_split(n, seed=4, test=0.2, validation=0.1)
@@ -98,6 +109,28 @@ def test_the_grid_starts_from_the_base():
     # appendix E.1 and Table 3: 1e-8 per cell of a batch of 2048
     assert paper.learning_rate == pytest.approx(1e-8 * 2048)
     assert (paper.width, paper.depth, paper.heads, paper.n_times, paper.shared_noise) == (512, 6, 8, 5, False)
+
+
+def test_later_steps_do_not_count_where_the_settings_say_so(labelled):
+    train, _, test = train_test(labelled, 0, test=0.2, validation=0.0)
+    annotator = train_annotator(train, n_types=3, n_batches=2, settings=replace(SMALL, epochs=1), seed=0, threads=1)
+    errors = annotator.errors(test, seed=0)
+    early = replace(annotator, settings=replace(annotator.settings, last_time=500))
+    spoilt = errors._replace(error=np.where(errors.times > 500, np.inf, errors.error))
+    assert (errors.times > 500).any()
+    np.testing.assert_array_equal(early.label(spoilt, test), early.label(errors, test))
+    np.testing.assert_array_equal(early.label(errors, test), annotator.label(errors, test, times=np.arange(3)))
+
+
+def test_settings_that_differ_in_reading_only_share_a_training(labelled, protocol, monkeypatch):
+    trained = []
+    train = annotation_experiment._train_scdiff
+    monkeypatch.setattr(annotation_experiment, "_train_scdiff", lambda *a: trained.append(a[3]["epochs"]) or train(*a))
+    pair = [replace(SMALL, epochs=1), replace(SMALL, epochs=1, last_time=500), replace(SMALL, epochs=2)]
+    monkeypatch.setattr(annotation_experiment, "scdiff_grid", lambda base: pair)
+    run = records.start("scdiff/annotation", tier="ci")
+    annotation_experiment._chosen(run, labelled, protocol, "scdiff")
+    assert trained == [1, 2] and len(run.frame()) == 3
 
 
 @pytest.fixture
