@@ -6,6 +6,7 @@ started again by the same command and continues from its journal.
 """
 
 import fcntl
+import json
 import platform
 import shutil
 import sys
@@ -194,6 +195,7 @@ def run(
         else:
             if finished:
                 # the page also shows recorded runs, which changed; what was measured need not be measured again
+                _start_clock(todo.folder, spent=0.0, measured=manifest.read(todo.folder)["wall_seconds"])
                 results.write_journal(todo.folder)
             _execute(todo, threads)
         content = manifest.read(todo.folder)
@@ -220,6 +222,22 @@ def _lock(todo: _Plan) -> Iterator[None]:
         yield
 
 
+def _start_clock(folder: Path, *, spent: float, measured: float) -> None:
+    """Note the seconds that earlier sessions of a run took, that one starts now, and what measuring took before a page
+    is made again."""
+    with paths.atomic_path(folder / "clock.json") as aside:
+        aside.write_text(json.dumps({"spent": spent, "measured": measured, "started": time.time()}))
+
+
+def _seconds_before(folder: Path) -> tuple[float, float]:
+    """`spent` and `measured` of a run that is continued, each session up to the last row it kept; 0 of a new one."""
+    clock, journal = folder / "clock.json", folder / "journal.jsonl"
+    if not (clock.is_file() and journal.is_file()):
+        return 0.0, 0.0
+    noted = json.loads(clock.read_text())
+    return noted["spent"] + max(0.0, journal.stat().st_mtime - noted["started"]), noted["measured"]
+
+
 def _execute(todo: _Plan, threads: int) -> None:
     import jupytext
 
@@ -229,6 +247,8 @@ def _execute(todo: _Plan, threads: int) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     started, clock = datetime.now(UTC), time.monotonic()
+    spent, measured = _seconds_before(folder)
+    _start_clock(folder, spent=spent, measured=measured)
     notebook = page.fix_ids(jupytext.reads(todo.source.text, fmt="py:percent"))
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
@@ -267,13 +287,14 @@ def _execute(todo: _Plan, threads: int) -> None:
         "threads": threads,
         "peak_memory_mib": manifest.peak_memory_mib(),
         "started": started.isoformat(timespec="seconds"),
-        "wall_seconds": round(time.monotonic() - clock, 1),
+        "wall_seconds": round(max(measured, spent + time.monotonic() - clock), 1),
         "determinism": dict(execute.DETERMINISM),
         "command": parameters.command(todo.sheet, todo.values),
     }
     _write_page(todo, content, work / "executed.ipynb")
     manifest.write(folder / "manifest.json", content)
-    (folder / "journal.jsonl").unlink(missing_ok=True)
+    for done in ("journal.jsonl", "clock.json"):
+        (folder / done).unlink(missing_ok=True)
     shutil.rmtree(work, ignore_errors=True)
 
 

@@ -1,6 +1,7 @@
 """Manifests that hold together, and recorded numbers that stay in their accepted bands."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -147,6 +148,36 @@ def test_a_single_row_gets_a_tenth_on_either_side(recorded):
     check.accept()
     (band,) = [f for f in check.check() if "macro_f1" in f.what]
     assert (band.low, band.high) == pytest.approx((0.225, 0.275))
+
+
+def live(recorded):
+    """The recorded run again, as a live run of a page that exists."""
+    folder = paths.runs_dir() / "demo" / "small" / "ci-0"
+    shutil.copytree(recorded, folder)
+    for name in ("results.json", "manifest.json"):
+        (folder / name).write_text((folder / name).read_text().replace("laptop", "ci"))
+    return folder
+
+
+def test_live_numbers_that_nobody_accepted_are_no_failure(recorded, monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    (tmp_path / "notebooks" / "demo").mkdir(parents=True)
+    (tmp_path / "notebooks" / "demo" / "small.py").touch()
+    check.accept()
+    folder = live(recorded)
+    assert problems() == []
+    assert [f.problem for f in check.check() if f.run == "live:demo/small"] == ["not compared: no bands for this page"]
+    assert check.accept() == 4 and problems() == []
+    (folder / "results.json").write_text((folder / "results.json").read_text().replace("0.25", "0.75"))
+    assert problems() == ["outside its band"]
+
+
+def test_rounding_may_shrink(recorded):
+    path = recorded / "results.json"
+    path.write_text(path.read_text().replace('"macro_f1"', '"relative_error"').replace("0.25", "8e-06"))
+    check.accept()
+    (band,) = [f for f in check.check() if "relative_error" in f.what]
+    assert (band.low, band.high) == pytest.approx((0, 8e-5))
 
 
 def test_accepting_keeps_bands_of_live_runs_that_are_not_here(recorded):

@@ -128,7 +128,7 @@ def finished(place, killed):
 
 
 def test_killed_run_leaves_nothing_that_counts(killed):
-    assert killed == ([".lock", "journal.jsonl", "work"], False, None)
+    assert killed == ([".lock", "clock.json", "journal.jsonl", "work"], False, None)
 
 
 def test_continued_run_keeps_what_was_complete(finished):
@@ -284,6 +284,17 @@ def test_default_run_is_placed_beside_its_source(place, no_kernel):
     assert result.manifest["command"] == f"screpro run {place / 'demo' / 'small.py'}"
 
 
+def test_seconds_are_those_of_all_sessions(tmp_path):
+    assert runner._seconds_before(tmp_path) == (0, 0)
+    runner._start_clock(tmp_path, spent=100.0, measured=7.0)
+    assert runner._seconds_before(tmp_path) == (0, 0)  # nothing kept: the run starts afresh
+    (tmp_path / "journal.jsonl").touch()
+    started = json.loads((tmp_path / "clock.json").read_text())["started"]
+    os.utime(tmp_path / "journal.jsonl", (started + 30, started + 30))  # the last row, then a kill
+    spent, measured = runner._seconds_before(tmp_path)
+    assert spent == pytest.approx(130) and measured == 7
+
+
 def test_forced_run_replaces_the_finished_one(place, no_kernel):
     first = runner.run(place / "demo" / "small.py")
     again = runner.run(place / "demo" / "small.py", force=True)
@@ -297,6 +308,7 @@ def test_changed_records_renew_the_page_and_keep_what_was_measured(finished, pla
     again = runner.run(place / "demo" / "small.py", given(place), threads=1)
     assert not again.reused and again.key == finished.key
     assert again.manifest["records_hash"] == "other records of demo"
+    assert again.manifest["wall_seconds"] >= finished.manifest["wall_seconds"]
     assert "kept [0]" in (again.folder / "notebook.ipynb").read_text()  # the last unit is never trusted
     after = records.read_results(again.folder / "results.json")
     assert (
