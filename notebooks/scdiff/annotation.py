@@ -42,7 +42,7 @@ tier: str = "ci"  # how much to run {ci, laptop, paper}
 dataset: str = "pbmc68k_reduced"  # registry name, or path to an .h5ad of counts
 label_key: str = "cell_type"  # column of the cell types in a file of your own
 batch_key: str | None = None  # column of the batches in a file of your own
-methods: list[str] | None = None  # which methods to run; None runs all
+methods: list[str] | None = None  # which to run; None runs all {scdiff, majority, logistic_regression, knn, celltypist, singlecellnet, actinn, scanvi}
 splits: list[int] | None = None  # seeds of the random splits; None takes the tier's [0..1000000]
 seeds: list[int] | None = None  # seeds of weights and noise; None takes the tier's [0..1000000]
 test_fraction: float | None = None  # share of the cells held out; None takes the tier's [0.02..0.5]
@@ -59,7 +59,7 @@ width: int | None = None  # width of the network, a multiple of its 4 (tier pape
 # %% tags=["hide-input"]
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,7 @@ from screpro.data.preprocess import log_normalise
 from screpro.metrics.classification import confusion
 from screpro.plots import confusion_figure, score_figure, use_style
 from screpro.records.tables import spread
-from screpro.tasks.annotation import PRESETS, annotation_cells, train_annotator, train_test
+from screpro.tasks.annotation import MIN_CELLS, annotation_cells, starting_point, train_annotator, train_test
 from screpro.tasks.annotation_experiment import METHODS, Protocol, compare_methods
 
 use_style()
@@ -159,7 +159,7 @@ protocol = Protocol(
     dataset=name,
     splits=splits or tier_splits,
     seeds=seeds or tier_seeds,
-    base=replace(PRESETS[tier], **given),
+    base=replace(starting_point(tier, name), **given),
     tune=tune,
     test_fraction=test_fraction or tier_test,
     threads=threads,
@@ -171,6 +171,7 @@ facts = {
     "data": adata.uns["source"],
     "cells x genes": f"{len(cells.cell_type)} x {len(cells.genes)}",
     "types (cells)": ", ".join(f"{name} ({n})" for name, n in sizes),
+    f"left out, under {MIN_CELLS} cells": ", ".join(f"{k} ({n})" for k, n in labelled.left_out.items()) or "no type",
     "batches used": len(labelled.batches),
     "held out": f"{protocol.test_fraction:.0%} of the cells, splits {list(protocol.splits)}",
     "runs": f"seeds {list(protocol.seeds)}, {'tuned on validation cells' if tune else 'not tuned'}",
@@ -196,7 +197,9 @@ annotator = train_annotator(
 errors = annotator.errors(test, seed=0)  # (cells, candidates, time steps)
 predicted = annotator.label(errors, test)
 accuracy = np.mean(predicted == test.cell_type)
-print(f"{len(train.cell_type)} training cells, test accuracy {accuracy:.3f}")
+smallest = np.bincount(test.cell_type, minlength=len(labelled.types))
+smallest = smallest[smallest > 0].min()  # one cell of that type moves the macro scores by 1 / (types x this number)
+print(f"{len(train.cell_type)} training cells, test accuracy {accuracy:.3f}; the rarest type has {smallest} test cells")
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Confusion matrix of scDiff on the test cells: rows are true types, columns predicted types, shade is the share of the true type; what lies on the diagonal is right."}}
 counts = confusion(test.cell_type, predicted, len(labelled.types))
@@ -230,7 +233,7 @@ main = rows[(rows["metric_variant"] == "") & ~rows["split"].str.contains("valida
 # is the mean and is never a reproduction of a printed number. Verdicts compare scDiff with the method of the row.
 
 # %% tags=["hide-input"]
-def table(item, metric, caption):
+def table(item, metric, caption, **names):
     return records.side_by_side(
         "scdiff",
         item,
@@ -238,6 +241,7 @@ def table(item, metric, caption):
         metric=metric,
         subject="scdiff",
         kinds={"majority": "trivial"},
+        **names,
         titles=titles,
         caption=caption,
     )
@@ -263,6 +267,30 @@ scores = main[main["metric"] == "macro_f1"]
 figure = score_figure(
     scores, label="macro F1", order=METHODS, titles=titles, highlight="scdiff"
 )
+
+# %% [markdown]
+# **The aim** was a macro F1 within the range of the two best baselines on at least two of these sets. Below, per
+# recorded set: mean over splits and seeds, and whether scDiff's mean reaches that of the second-best baseline. Where it
+# falls short, what was tried stands under [what tuning chose](#what-tuning-chose). At tier `ci` nothing is tuned:
+# scDiff starts from settings that were tried out on these very cells, the baselines from published defaults (scANVI
+# with 40 instead of 400 epochs), so that the live numbers show that the page works and rank nobody.
+
+# %% tags=["hide-input"]
+def aim(own):
+    mean = own.groupby("method")["value"].mean().drop("majority", errors="ignore")
+    rivals = mean.drop("scdiff").sort_values(ascending=False)
+    best, second = ((titles[name], value) for name, value in rivals.head(2).items())
+    return {
+        "scDiff": f"{mean['scdiff']:.3f}",
+        "best baseline": f"{best[1]:.3f} ({best[0]})",
+        "second best": f"{second[1]:.3f} ({second[0]})",
+        "within their range": "yes" if mean["scdiff"] >= second[1] else "no",
+    }
+
+
+tuned = scores[scores["tier"] != "ci"]
+aims = {name: aim(own) for name, own in tuned.groupby("dataset") if {"scdiff", "celltypist"} <= set(own["method"])}
+pd.DataFrame(aims).T if aims else Markdown("No tuned run is recorded.")
 
 # %% [markdown]
 # ### Does it matter how the cells are classified?
@@ -307,27 +335,54 @@ legend = figure.legend(*left.get_legend_handles_labels(), loc="outside lower cen
 # %% [markdown]
 # ### What tuning chose
 #
-# At tier `laptop` every method chooses among its settings by macro F1 on validation cells of the first split; the
-# first row of each method is its published default (scDiff: the starting point of this page).
+# At tier `laptop` every method chooses among its settings by macro F1 on validation cells of the first split (some of
+# which are test cells of other splits, for all methods alike). A baseline's `default` is its published one, except
+# scANVI's, whose 400 epochs on all genes were not affordable. scDiff's `start` is the starting point of this page; half
+# the epochs, twice the width, three times the rate and a training that mostly shows no context are tried, each read
+# with all five time steps and with those up to 500. Twice the epochs were not tried.
 #
-# Where scDiff stays behind the best baselines, training length and width are the first suspects: on the two sets with
-# the most genes, `pbmc_facs_zheng` and `mca_gut`, halving the epochs costs scDiff more than any other change tried, and
-# on `mca_gut` doubling the width helps. Twice the epochs were too slow to try on two cores. The number of draws and
-# shared noise move its score there by less than the spread between splits.
+# The table of ways to classify above says which lever is large. Number of draws and kind of noise:
+
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
+def levers(own):
+    mean = own.groupby("metric_variant")["value"].mean()
+    split = own[own["metric_variant"].str.contains("draw")].groupby("split")["value"].mean()
+    drawn, alone = (mean[mean.index.str.contains(part)] for part in (" draw", "one step alone"))
+    best = alone.idxmax().removeprefix("one step alone, ")
+    return (
+        f"the numbers of draws and kinds of noise span {drawn.max() - drawn.min():.3f}, the splits "
+        f"{split.max() - split.min():.3f}; the best single time step ({best}) has {alone.max():.3f}, five steps "
+        f"together {mean.get('shared noise, 5 draws', drawn.iloc[0]):.3f}"
+    )
+
+
+by_set = study.groupby(["dataset", "tier"], sort=False)
+Markdown("\n".join(f"- {name} ({size}): {levers(own)}" for (name, size), own in by_set))
 
 # %% tags=["hide-input"]
-def changed(options: str) -> str:
-    """The options that differ from scDiff's starting point; a baseline's are all shown."""
-    start = asdict(PRESETS["laptop"])
-    own = {name: v for name, v in json.loads(options).items() if start.get(name) != v}
-    return ", ".join(f"{name} = {v}" for name, v in own.items()) or "default"
+recorded_start = starting_point("laptop", "")
+
+
+def changed(method: str, options: str) -> str:
+    """A setting in words: a baseline's options, and those of scDiff that are not of its starting point."""
+    own = json.loads(options)
+    if method == "scdiff":
+        own = {name: value for name, value in own.items() if getattr(recorded_start, name, value) != value}
+    words = ", ".join(f"{name} = {value}" for name, value in own.items())
+    return words or ("start" if method == "scdiff" else "default")
+
+
+def only(values):
+    if len(values) > 1:
+        raise ValueError(f"two settings under one name: {values.to_dict()}")
+    return values.iloc[0]
 
 
 tried = rows[rows["item"] == "tuning"].copy()
-tried["setting"] = tried["metric_variant"].map(changed)
+tried["setting"] = [changed(*pair) for pair in zip(tried["method"], tried["metric_variant"], strict=True)]
 tried["method"] = tried["method"].map(titles)
 tried.pivot_table(
-    index=["method", "setting"], columns="dataset", values="value", sort=False
+    index=["method", "setting"], columns="dataset", values="value", aggfunc=only, sort=False
 ).style.format(precision=3, na_rep="–") if len(tried) else Markdown("No method was tuned in this run, and no tuned run is recorded.")
 
 # %% [markdown]
@@ -348,7 +403,7 @@ records.verdicts("scdiff", ["S1", "S2"], rows)
 # | candidates | cell types | every (batch, type) pair of the training cells | the same pairs; given batch in the study above |
 # | context in training | masked at random | a random subset of a random share of the genes | every gene hidden with that share as its probability |
 # | noise | not said | new for every candidate, one draw | shared, five draws; tier `paper` as the authors |
-# | training | 2 000 epochs at 2e-5, batch 2 048, width 512, six blocks | the same | 60 epochs at 1e-3 with cosine decay, batch 128, width 128, three blocks, then tuned; tier `paper` as the authors |
+# | training | 2 000 epochs at 2e-5 (Immune 2e-4), batch 2 048, width 512, six blocks | the same | 60 epochs at 1e-3 with cosine decay, batch 128, width 128, three blocks, then tuned; tier `paper` as the authors |
 # | weights used | not said | those of the last epoch | the same |
 # | baselines | published defaults | not in the repository | published defaults and tuned settings, chosen on validation cells |
 # | score | "macro ACC" | macro precision | all four |
@@ -401,7 +456,7 @@ gap = gap[:, 1] - gap[:, 0]  # best against second candidate, (cells, time steps
 pd.Series(np.median(gap, axis=0) / gap.std(axis=0), index=pd.Index(errors.times, name="time step")).round(3)
 
 # %% [markdown]
-# At early steps the noised cell still shows its own expression and the label hardly matters; the gap grows with the
-# noise, because the network then has to rely on the label.
+# A large gap is not yet a right answer: at the last steps little of the cell is left, so that the label has to explain
+# most of it and the candidates drift apart, while the left panel of the figure says which step is right most often.
 # :::{solution-end}
 # :::

@@ -29,6 +29,7 @@ __all__ = [
     "annotation_cells",
     "scdiff_grid",
     "scdiff_trainings",
+    "starting_point",
     "train_annotator",
     "train_test",
 ]
@@ -129,6 +130,17 @@ PRESETS: dict[str, ScDiffSettings] = {
     "ci": ScDiffSettings(),
 }
 """Starting points by tier."""
+
+
+def starting_point(tier: str, dataset: str) -> ScDiffSettings:
+    """`PRESETS` of a tier; at tier `paper` with the rate that Table 3 prints for this data set, if it is there."""
+    if tier == "paper":
+        from screpro.tasks.presets import DATASETS, preset
+
+        for own in DATASETS:
+            if (own.task, own.registry) == ("Annotation", dataset):
+                return replace(PRESETS["paper"], learning_rate=preset("Annotation", own.name).learning_rate)
+    return PRESETS[tier]
 
 
 @dataclass

@@ -17,6 +17,7 @@ from screpro.tasks.annotation import (
     ScDiffSettings,
     annotation_cells,
     scdiff_grid,
+    starting_point,
     train_annotator,
     train_test,
 )
@@ -109,6 +110,12 @@ def test_the_grid_starts_from_the_base():
     # appendix E.1 and Table 3: 1e-8 per cell of a batch of 2048
     assert paper.learning_rate == pytest.approx(1e-8 * 2048)
     assert (paper.width, paper.depth, paper.heads, paper.n_times, paper.shared_noise) == (512, 6, 8, 5, False)
+
+
+def test_the_rate_of_the_paper_is_that_of_the_data_set():
+    rates = {name: starting_point("paper", name).learning_rate for name in ("scdiff_immune_subset", "scdiff_brain")}
+    assert rates == pytest.approx({"scdiff_immune_subset": 2.048e-4, "scdiff_brain": 2.048e-5})  # Table 3
+    assert starting_point("laptop", "scdiff_immune_subset") == PRESETS["laptop"]
 
 
 def test_later_steps_do_not_count_where_the_settings_say_so(labelled):
