@@ -97,7 +97,7 @@ def _energy_distance(n: int, d: int) -> Rows:
 
 
 def _keops(ours: Callable, value: float, line: Callable, a, b) -> dict[str, Any]:
-    line = partial(line, peer="KeOps", target="at least 12 times")
+    line = partial(line, peer="pykeops", target="at least 12 times")
     if not find_spec("pykeops"):
         return line(agreement=MISSING)
     from pykeops.torch import LazyTensor
@@ -209,7 +209,7 @@ def rank_sum() -> Rows:
     groups = [f"g{g:03d}" for g in range(1, codes.max() + 1)]
     p = np.stack([_by_gene(found["names"][group], found["pvals"][group], x) for group in groups])
     agreement = f"{_p_apart(mine, p)}: scanpy has no continuity correction"
-    line_scanpy = partial(line, peer="scanpy", target="at least 200 times", agreement=agreement)
+    line_scanpy = partial(line, peer="scanpy, tie_correct=True", target="at least 200 times", agreement=agreement)
     return [*rows, line_scanpy(ours_ms=ours_ms, peer_ms=peer_ms)]
 
 

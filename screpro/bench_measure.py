@@ -1,5 +1,6 @@
 """How the benchmarks measure: turns, memory in a process of its own, peers of a second environment, the machine."""
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from screpro.second_python import environment, run_script
 __all__ = [
     "ELSEWHERE",
     "MISSING",
+    "PEERS",
     "PEER_PYTHON",
     "Rows",
     "apart",
@@ -34,6 +37,7 @@ __all__ = [
     "machine",
     "once",
     "peak_memory",
+    "peer_versions",
     "relative",
     "report_peak",
     "row",
@@ -43,6 +47,12 @@ __all__ = [
 
 PEER_PYTHON = "SCREPRO_PEER_PYTHON"
 """Environment variable: the Python of an environment with the peers that cannot be installed beside the others."""
+
+PEERS = ("POT", "faiss-cpu", "geomloss", "illico", "pykeops", "scanpy", "scikit-learn", "scipy", "torch")
+"""Distributions of the peers that run in this environment; `bench_peers.PEERS` are those of the second one.
+
+What a row calls its peer begins with the name of its distribution, unless it is a formula written out here.
+"""
 
 MISSING = 'not measured: pip install "screpro[bench]"'
 ELSEWHERE = f"not measured: {PEER_PYTHON} names no Python with it"
@@ -246,3 +256,20 @@ def in_second_environment(job: str, arrays: dict[str, np.ndarray]) -> tuple[list
         fix=f"install there what `screpro bench --help` says, or unset {PEER_PYTHON}",
     )
     return json.loads(printed.splitlines()[-1]), results
+
+
+def peer_versions() -> dict[str, str]:
+    """Version of every installed peer by the name of its distribution: of this environment and of the second one.
+
+    A second environment that does not answer leaves its peers out: a benchmark that calls one has failed before.
+    """
+    found = {}
+    for name in PEERS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    if os.environ.get(PEER_PYTHON):
+        with contextlib.suppress(ScreproError):
+            found |= {name: str(version) for name, version in in_second_environment("versions", {})[1].items()}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))

@@ -2,12 +2,15 @@
 
 That environment needs ``pip install "pdex>=0.3" "pertpy>=1.0.3" "statsmodels<0.15"`` and not screpro: this file is run
 as a script and imports none of it. Called as ``python bench_peers.py JOB GIVEN.npz MADE.npz THREADS``; it writes the
-results and prints the milliseconds of every call.
+results and prints the milliseconds of every call. The job ``versions`` measures nothing: it says which peers are there.
 """
 
 import json
 import sys
 import time
+from importlib import metadata
+
+PEERS = ("pdex", "pertpy")
 
 
 def pdex(given, threads):
@@ -47,13 +50,29 @@ def pertpy(given, threads):
     return lambda: distance(given["x"], given["y"]), lambda value: {"value": np.array(value)}, 3
 
 
+def versions(given, threads):
+    """Version of each of `PEERS` that is installed, by name."""
+    import numpy as np
+
+    def call():
+        found = {}
+        for name in PEERS:
+            try:
+                found[name] = np.array(metadata.version(name))
+            except metadata.PackageNotFoundError:
+                continue
+        return found
+
+    return call, dict, 1
+
+
 def main():
     import numpy as np
 
     job, source, target, threads = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
     with np.load(source, allow_pickle=False) as file:
         given = dict(file)
-    call, result, repeats = {"pdex": pdex, "pertpy": pertpy}[job](given, threads)
+    call, result, repeats = {"pdex": pdex, "pertpy": pertpy, "versions": versions}[job](given, threads)
     times = []
     for _ in range(repeats + 1):  # the first call compiles and is not reported
         begun = time.perf_counter()

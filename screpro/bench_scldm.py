@@ -1,4 +1,4 @@
-"""scLDM's auto-encoder: a training step beside the same network written with padding and the eager loss."""
+"""scLDM's auto-encoder: a training step beside the same network written with padding, and what its encoder keeps."""
 
 from functools import partial
 
@@ -16,6 +16,9 @@ SIZES = (
     (32, {"width": 128, "tokens": 64, "channels": 8, "layers": 2, "heads": 4, "cross_heads": 1}),
 )
 """Cells a step and sizes of the network: the default of tier laptop, and the smallest of the paper's sweep."""
+
+DENSITIES = (0.075, EXPRESSED)
+"""Shares of the panel that cells express where memory is measured: the same cells but for twice the tokens."""
 
 
 def scldm() -> Rows:
@@ -41,17 +44,70 @@ def scldm() -> Rows:
                 agreement=f"loss {relative(loss, other):.0e}, gradients {apart:.0e} apart",
             )
         )
-    return rows
+    return [*rows, _memory(*SIZES[0])]
 
 
-def _setup(n: int, sizes: dict):
+def _memory(n: int, sizes: dict) -> dict:
+    """Bytes that the encoder keeps for its backward pass, at two densities and as if padded to the panel."""
+    tokens, kept = [], []
+    for density in DENSITIES:
+        model, cells, _ = _setup(n, sizes, density=density)
+        tokens.append(len(cells.genes))
+        kept.append(saved_bytes(model, partial(model.encode, cells)))
+    padded = saved_bytes(model, partial(model.encode_padded, *_pad(cells), mask_padding=True))
+    first = cells.offsets[:-1]  # one gene of each cell: what is left is kept for the latent tokens
+    alone = cells._replace(genes=cells.genes[first], counts=cells.counts[first], offsets=first.new_tensor(range(n + 1)))
+    fixed = saved_bytes(model, partial(model.encode, alone))
+    few, many = (f"{own / 2**20:.1f} MiB at {density:.1%}" for own, density in zip(kept, DENSITIES, strict=True))
+    return row(
+        "scLDM encoder, memory kept for backward",
+        f"{n} cells x {GENES} genes, width {sizes['width']}, {sizes['tokens']} tokens",
+        peer="padded to the panel",
+        target="in proportion to expressed genes",
+        agreement=f"{few}, {many}: {kept[1] / kept[0]:.2f} times for {tokens[1] / tokens[0]:.2f} times the tokens, "
+        f"{(kept[1] - fixed) / (kept[0] - fixed):.2f} times without the {fixed / 2**20:.1f} MiB of the latent tokens; "
+        f"padded {padded / 2**20:.1f} MiB",
+    )
+
+
+def saved_bytes(model, call) -> int:
+    """Bytes of all storages that autograd keeps of `call` for its backward pass, parameters of `model` left out."""
+    import torch
+
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}  # the tensors stay alive: a freed address would be given out again
+
+    def keep(tensor):
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = call()
+    found = sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+    del result
+    return found
+
+
+def _pad(cells):
+    """Packed cells as ids and counts (B, GENES), 0 where there is padding."""
+    import torch
+
+    lengths = cells.offsets.diff()
+    where = torch.arange(GENES) < lengths[:, None]  # (B, d): their context on a panel of 2000 genes is d = 2000
+    ids = torch.zeros(len(lengths), GENES, dtype=torch.long)
+    values = torch.zeros(len(lengths), GENES)
+    ids[where], values[where] = cells.genes.cpu() + 1, cells.counts.cpu()
+    return ids.to(cells.genes.device), values.to(cells.genes.device)
+
+
+def _setup(n: int, sizes: dict, *, density: float = EXPRESSED):
     import torch
 
     from screpro.models.scldm import AutoEncoder, AutoEncoderConfig
     from screpro.tasks.autoencoder import batch_of
 
     device = "cuda" if cuda() else "cpu"
-    x = counts(np.zeros(n, int), rates(1, GENES, share=0), density=EXPRESSED)
+    x = counts(np.zeros(n, int), rates(1, GENES, share=0), density=density)
     torch.manual_seed(0)
     model = AutoEncoder(AutoEncoderConfig(n_genes=GENES, **sizes)).to(device)
     return model, *batch_of(x, "expressed", device)
@@ -75,12 +131,7 @@ def _padded(model, cells, dense):
 
     from screpro.models.blocks import EPSILON, split_heads
 
-    lengths = cells.offsets.diff()
-    where = torch.arange(GENES) < lengths[:, None]  # (B, d): their context on a panel of 2000 genes is d = 2000
-    ids = torch.zeros(len(lengths), GENES, dtype=torch.long)
-    values = torch.zeros(len(lengths), GENES)
-    ids[where], values[where] = cells.genes.cpu() + 1, cells.counts.cpu()
-    z = model.encode_padded(ids.to(dense.device), values.to(dense.device), mask_padding=True)
+    z = model.encode_padded(*_pad(cells), mask_padding=True)
     h = model.from_latent(F.layer_norm(z, (model.config.channels,), eps=EPSILON))
     for block in model.decoder:
         h = block(h)

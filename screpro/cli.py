@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from screpro.cli_show import plain, show
+from screpro.cli_show import STDOUT, plain, show
 from screpro.errors import ScreproError
 
 __all__ = ["app", "main"]
@@ -27,6 +27,15 @@ data_app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="[FILE]",
+        help="Write the rows to FILE, as JSON. Without FILE, last on the line: print them instead of the table.",
+        show_default=False,
+    ),
+]
 Notebook = Annotated[
     str, typer.Argument(help="Name as in scdiff/annotation, or the path of a .py.", show_default=False)
 ]
@@ -202,12 +211,14 @@ def data_describe(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Say what is in a data set or a file of your own, and what it can be used for."""
-    from screpro import data
-    from screpro.data.describe import describe
+    """Say what is in a data set or a file of your own, and what it can be used for; of a data set its licence too.
+
+    Nothing is downloaded: of a data set that is not here the registry's facts are printed, and where to get it.
+    """
+    from screpro.data.describe import describe, describe_set
     from screpro.records.keys import is_file_name
 
-    found = describe(source) if is_file_name(source) else describe(data.load(source), dataset=source)
+    found = describe(source) if is_file_name(source) else describe_set(source)
     print(json.dumps(found.to_dict(), indent=1, ensure_ascii=False, default=str) if as_json else found)
 
 
@@ -252,7 +263,7 @@ def metrics(
         int | None, typer.Option(help="Only this many variable genes (seurat_v3 on the real counts); all by default.")
     ] = None,
     suite: Annotated[str, typer.Option(help="scldm: distributions. celleval: perturbations. all: both.")] = "scldm",
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="F", help="Write the rows to this file.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Score generated cells against real ones, each score beside its ceiling and its floors."""
     from screpro import cli_metrics
@@ -275,11 +286,9 @@ def bench(
     what: Annotated[
         str, typer.Argument(help="annotate, scldm, perturbdiff, kernels, or one operation, as in kernels-pca.")
     ],
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows and the machine's facts there.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """Time a part of the library against its peers, in one run.
+    """Time a part of the library against its peers, in one run. A file gets the machine's facts beside the rows.
 
     Peers come with the extra `bench`; one that is not installed is said to be not measured. Two need an
     environment of their own (pip install "pdex>=0.3" "pertpy==1.0.3" "statsmodels<0.15"): name its Python in
@@ -289,8 +298,9 @@ def bench(
     from screpro.records import keys, timings
 
     rows = benchmarks.run(what)
-    show(rows, False)
-    if json_file:
+    as_json = str(json_file) == STDOUT
+    show(rows, as_json)
+    if json_file and not as_json:
         timings.write_timings(json_file, what, plain(rows), device=keys.device_class())
 
 
@@ -303,13 +313,6 @@ def doctor(as_json: AsJson = False) -> None:
     show(rows, as_json)
     if any(row["status"] == "problem" for row in rows):
         raise typer.Exit(1)
-
-
-def _records(rows: Any) -> list[dict[str, Any]]:
-    """Rows of a DataFrame, or of a sequence of named tuples or mappings."""
-    if hasattr(rows, "to_dict"):
-        return rows.to_dict("records")
-    return [row._asdict() if hasattr(row, "_asdict") else dict(row) for row in rows]
 
 
 _JOIN = "\0"  # cannot occur in an argument
@@ -332,10 +335,20 @@ def pair_up(words: Sequence[str]) -> list[str]:
     return joined
 
 
+def complete_json(words: Sequence[str]) -> list[str]:
+    """Say ``--json -`` where ``--json`` has no value: typer knows no option whose value may be left out."""
+    completed = list(words)
+    if completed[:1] in (["metrics"], ["bench"]):
+        for at in reversed([at for at, word in enumerate(completed) if word == "--json"]):
+            if completed[at + 1 : at + 2] == [] or completed[at + 1].startswith("--"):
+                completed.insert(at + 1, STDOUT)
+    return completed
+
+
 def main() -> None:
     """Entry point: a user's error goes to stderr without a traceback, exit code 2."""
     try:
-        app(args=pair_up(sys.argv[1:]))
+        app(args=complete_json(pair_up(sys.argv[1:])))
     except ScreproError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from screpro import paths
-from screpro.cli_show import plain, show
+from screpro.cli_show import STDOUT, plain, show
 from screpro.errors import ScreproError
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ mean cell, n times. Read 'at equal n' between ceiling and floors: most scores de
 """,
     "celleval": """\
 value: all cells, the number of a table. At equal n: half of the cells of each perturbation on both sides; ceiling: the
-other real half as prediction. Floors: the mean effect for every perturbation; no effect, the control cells.
+other real half as prediction. Floors, of all cells as value is: one effect for all perturbations, the mean of the real
+ones; no effect, the control cells. Read value against the floors, and 'at equal n' against the ceiling.
 Control cells: the null test, as many of them at equal n as half of the real ones; its floor is real perturbed cells.
 """,
 }
@@ -50,14 +51,15 @@ Control cells: the null test, as many of them at equal n as half of the real one
 
 
 def run(real: Path, generated: Path, *, json_file: Path | None, **options: Any) -> None:
-    """Score two files, print tables, write the rows.
+    """Score two files, print tables, write the rows to `json_file`; with ``-`` print rows in place of tables.
 
     Raises
     ------
     ScreproError
         A file is missing or is not an .h5ad, the folder of `json_file` is missing, or as `report.compare`.
     """
-    if json_file is not None and (json_file.is_dir() or not json_file.resolve().parent.is_dir()):
+    as_json = str(json_file) == STDOUT
+    if json_file is not None and not as_json and (json_file.is_dir() or not json_file.resolve().parent.is_dir()):
         raise ScreproError(
             "--json names a file in a folder that is there.", got=str(json_file), fix="make the folder first"
         )
@@ -67,10 +69,14 @@ def run(real: Path, generated: Path, *, json_file: Path | None, **options: Any) 
         from screpro.metrics import report
 
         found = report.compare(*cells, **options, progress=progress)
+    rows = found.rows.to_dict("records")
+    if as_json:
+        show(rows, as_json)
+        print(*found.notes, sep="\n", file=sys.stderr)
+        return
     if json_file is not None:
-        rows = plain(found.rows.to_dict("records"))
         with paths.atomic_path(json_file) as aside:
-            aside.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            aside.write_text(json.dumps(plain(rows), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     _print(found)
 
 
@@ -81,9 +87,13 @@ def _read(path: Path) -> "AnnData":
         raise ScreproError("REAL and GENERATED are .h5ad files.", got=f"no file {path}", fix="check the path")
     try:
         return anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what is damaged, or HDF5 of another kind, shows itself as almost any exception
         raise ScreproError(
-            "REAL and GENERATED are .h5ad files.", got=f"{path}: {error}", fix="write it again"
+            "REAL and GENERATED are .h5ad files.",
+            got=f"{path}: {type(error).__name__}: {error}",
+            fix="write the cells with anndata's write_h5ad",
         ) from None
 
 

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["plain", "show"]
+__all__ = ["STDOUT", "plain", "show"]
+
+STDOUT = "-"
+"""Names standard output where a file may be named."""
 
 
 def show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
@@ -43,11 +46,11 @@ def plain(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A value JSON has: no numpy scalars, and null where a number is missing or not finite."""
+    """A value JSON has: no numpy scalars; null where a number is missing, the text "inf" or "-inf" where it is that."""
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return None if math.isnan(value) else str(value)
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +60,8 @@ def check_file(path: str | Path) -> list[Row]:
 
 def _read(path: Path) -> dict:
     """Config and arrays of the file by kind."""
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise _not_vectors(path, "another kind of file")
     try:
         with np.load(path, allow_pickle=False) as archive:
             parts: dict = {
@@ -71,12 +74,15 @@ def _read(path: Path) -> dict:
                 kind, _, name = key.partition("/")
                 if name and kind in parts:
                     parts[kind][name] = archive[key]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ScreproError(
-            "A parity file is an .npz with `config` as a JSON string and arrays weight/, input/ and output/.",
-            got=f"{path}: {error}",
-            fix="pass the path of such a file",
-        ) from None
+    except OSError as error:
+        raise _not_vectors(path, (error.strerror or str(error)).lower()) from None
+    except KeyError:
+        raise _not_vectors(path, "no `config`") from None
+    except json.JSONDecodeError as error:
+        raise _not_vectors(path, f"`config` is not JSON: {error}") from None
+    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile):
+        # numpy's own words would advise to load it with pickles allowed
+        raise _not_vectors(path, "an array that is damaged or is not of plain numbers and text") from None
     if not parts["weight"] or not parts["output"]:
         raise ScreproError(
             "A parity file needs weights to load and outputs to compare with.",
@@ -84,6 +90,14 @@ def _read(path: Path) -> dict:
             fix="pass a complete file",
         )
     return parts
+
+
+def _not_vectors(path: Path, got: str) -> ScreproError:
+    return ScreproError(
+        "A parity file is an .npz with `config` as a JSON string and arrays weight/, input/ and output/.",
+        got=f"{path}: {got}",
+        fix="pass the path of such a file",
+    )
 
 
 def _scdiff(parts: dict) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@ import json
 import sys
 import time
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +100,25 @@ def test_a_peer_is_called_in_the_second_environment(tmp_path, monkeypatch):
         bench_measure.in_second_environment("pertpy", given)
 
 
+def test_versions_of_peers_come_from_the_environment_they_run_in(tmp_path, monkeypatch):
+    monkeypatch.delenv(bench_measure.PEER_PYTHON, raising=False)
+    here = bench_measure.peer_versions()
+    assert here["torch"] == metadata.version("torch") and here["POT"] == metadata.version("POT")
+    assert not set(here) & set(bench_peers.PEERS)  # Cell-Eval brings a pdex of its own, which is not the one measured
+    (tmp_path / "pdex-9.8.dist-info").mkdir()
+    (tmp_path / "pdex-9.8.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: pdex\nVersion: 9.8\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv(bench_measure.PEER_PYTHON, sys.executable)
+    assert bench_measure.peer_versions()["pdex"] == "9.8"
+    monkeypatch.setenv(bench_measure.PEER_PYTHON, str(tmp_path / "no_python"))
+    assert bench_measure.peer_versions() == here
+
+
 def test_the_script_of_the_second_environment_imports_nothing_of_ours():
     tree = ast.parse(Path(bench_peers.__file__).read_text(encoding="utf-8"))
     names = {n.name for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert names == {"json", "sys", "time", "anndata", "numpy", "pandas", "scipy.sparse", "pdex", "pertpy"}
+    assert names == {"json", "sys", "time", "importlib", "anndata", "numpy", "pandas", "scipy.sparse", "pdex", "pertpy"}
 
 
 # --- what it is measured on ------------------------------------------------------------------------------------
@@ -160,6 +175,11 @@ def apart(row) -> float:
     return float(row["agreement"].split(" apart")[0].split()[-1])
 
 
+def is_named(row) -> bool:
+    """What a row calls its peer begins with a distribution, whose version is recorded with it."""
+    return row["peer"].startswith((*bench_measure.PEERS, *bench_peers.PEERS))
+
+
 @pytest.mark.parametrize("name", ["energy_loss", "nb_loss", "encoder_block"])
 def test_networks(small, name):
     pytest.importorskip("geomloss")
@@ -169,7 +189,8 @@ def test_networks(small, name):
 
 
 def test_energy_distance(small):
-    cdist, keops, pertpy = bench_kernels._energy_distance(400, 30)
+    cdist, keops, pertpy = rows = bench_kernels._energy_distance(400, 30)
+    assert all(is_named(row) for row in rows)
     assert apart(cdist) < 1e-3 and cdist["ratio"] > 0
     assert keops["agreement"].startswith('not measured: pip install "screpro[bench]"')
     assert bench_measure.PEER_PYTHON in pertpy["agreement"] and pertpy["ratio"] is None
@@ -180,6 +201,8 @@ def test_rank_sum(small):
     case = bench_kernels._rank_sum_case
     small.setattr(bench_kernels, "_rank_sum_case", partial(case, 600, 30, 4))
     illico, pdex, scanpy = bench_kernels.rank_sum()
+    assert all(is_named(row) for row in (illico, pdex, scanpy))
+    assert "tie_correct" in scanpy["peer"]
     assert apart(illico) < 1e-3
     assert pdex["ratio"] is None and scanpy["ratio"] > 0
     assert apart(scanpy) < 0.05
@@ -190,6 +213,7 @@ def test_exact_w2_and_neighbours(small):
     clouds = bench_kernels.clouds
     small.setattr(bench_kernels, "clouds", lambda n, d: clouds(200, d))
     (w2,), (neighbour,) = bench_kernels.exact_w2(), bench_kernels.nearest_neighbour()
+    assert is_named(w2) and is_named(neighbour)
     assert apart(w2) < 1e-6 and "certified" in w2["agreement"]
     assert neighbour["agreement"].startswith("100.000%")
 
@@ -198,6 +222,7 @@ def test_components(small):
     case = bench_kernels._pca_case
     small.setattr(bench_kernels, "_pca_case", partial(case, 2500))
     (row,) = bench_kernels.principal_components()
+    assert is_named(row)
     assert float(row["agreement"].split()[2].strip(",")) < 1e-3
 
 

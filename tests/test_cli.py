@@ -220,6 +220,38 @@ def test_metrics_prints_tables_and_writes_rows(call, pair, tmp_path):
     assert row["floor_control"] is None and row["n_equal"] == 20
 
 
+def test_json_without_a_file_goes_to_standard_output(call, pair, tmp_path, monkeypatch):
+    from screpro.metrics import suites
+
+    few = [score for score in suites.SCORES if score.name == "gene_variance_log2_ratio"]
+    monkeypatch.setattr(suites, "SCORES", few)
+    monkeypatch.chdir(tmp_path)
+    words = ["metrics", *pair, "--suite", "scldm"]
+    code, out, err = call(*words, "--json")
+    rows = json.loads(out)
+    assert code == 0 and "dual gap" in err  # the notes
+    assert call("metrics", *pair, "--json", "--suite", "scldm")[1] == out == call(*words, "--json", "-")[1]
+    call(*words, "--json", "rows.json")
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows
+    (row,) = rows
+    assert row["floor_mean"] == "inf" and row["floor_control"] is None
+    assert not (tmp_path / "-").exists()
+
+
+def test_bench_prints_a_table_or_json_or_writes_a_file(call, tmp_path, monkeypatch):
+    from screpro import bench
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "run", lambda what: [{"operation": what, "ratio": 2.0}])
+    rows = [{"operation": "pca", "ratio": 2.0}]
+    code, out, _ = call("bench", "pca", "--json")
+    assert code == 0 and json.loads(out) == rows and not list(tmp_path.iterdir())
+    code, out, _ = call("bench", "pca", "--json", "made/pca.timings.json")
+    assert out.splitlines()[0].split() == ["operation", "ratio"]
+    content = json.loads((tmp_path / "made" / "pca.timings.json").read_text())
+    assert content["rows"] == rows and content["schema"] == "screpro.timings/1" and content["what"] == "pca"
+
+
 def test_metrics_of_perturbations(call, pair):
     words = ["--suite", "all", "--perturbation", "cell_type", "--control", "A"]
     code, _, err = call("metrics", *pair, *words)
@@ -238,7 +270,9 @@ def test_metrics_of_perturbations(call, pair):
         (["--suite", "both"], "scldm, celleval, all"),
         (["--by", "donor"], "cell_type"),
         (["--json", "nowhere/rows.json"], "make the folder"),
-        (["--hvg", "99"], "number of genes, 12"),
+        (["--hvg", "99"], "choose fewer genes"),
+        (["--hvg", "0"], "choose more genes"),
+        (["--hvg", "-3"], "choose more genes"),
         (["--control", "A"], "--suite celleval"),
     ],
 )
@@ -269,6 +303,46 @@ def test_metrics_of_files_that_are_not_there_or_not_h5ad(call, pair, tmp_path):
     assert code == 2 and "text.h5ad" in err
 
 
+def test_metrics_of_hdf5_that_is_not_anndata_and_of_cells_without_x(call, pair, tmp_path):
+    import anndata
+    import h5py
+
+    with h5py.File(tmp_path / "other.h5ad", "w") as file:
+        file["matrix/data"] = [1, 2, 3]
+    code, _, err = call("metrics", tmp_path / "other.h5ad", pair[1])
+    assert code == 2 and "other.h5ad" in err and "write_h5ad" in err
+    cells = anndata.read_h5ad(pair[0])
+    cells.layers["counts"], cells.X = cells.X, None
+    cells.write_h5ad(tmp_path / "layer.h5ad")
+    code, _, err = call("metrics", tmp_path / "layer.h5ad", pair[1])
+    assert code == 2 and "real cells have their expression in X" in err
+
+
+@pytest.mark.parametrize("content", ["text", "npy", "pickle", "bare", "no json"])
+def test_parity_of_other_files_gives_no_advice_to_load_pickles(call, tmp_path, content):
+    import numpy as np
+
+    path = tmp_path / "vectors.npz"
+    if content == "text":
+        path.write_text("no vectors")
+    elif content == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.ones(3))
+    else:
+        config = {"pickle": {"config": np.array({}, dtype=object)}, "bare": {}, "no json": {"config": "here"}}[content]
+        np.savez(path, **config, **{"weight/a": np.ones(3)})
+    code, _, err = call("parity", path)
+    assert code == 2 and "vectors.npz" in err and "pickle" not in err and "config" in err
+
+
+def test_data_describe_prints_the_licence_of_a_set(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCREPRO_CACHE", str(tmp_path))
+    code, out, _ = call("data", "describe", "scdiff_pbmc12k")
+    assert code == 0 and "  licence: " in out and "  not here: " in out
+    code, out, _ = call("data", "describe", "scdiff_pbmc12k", "--json")
+    assert code == 0 and json.loads(out)["registry"]["citation"]
+
+
 def test_doctor_looks_at_everything(call):
     code, out, _ = call("doctor", "--json")
     rows = json.loads(out)
@@ -280,8 +354,9 @@ def test_tables_and_json_of_odd_values(capsys):
     import numpy as np
 
     rows = [{"a": math.nan, "b": np.float64(0.5), "c": [1, 2], "d": None, "e": True}]
-    show(rows, as_json=True)
-    assert json.loads(capsys.readouterr().out) == [{"a": None, "b": 0.5, "c": [1, 2], "d": None, "e": True}]
+    show([rows[0] | {"f": math.inf, "g": np.float64(-math.inf)}], as_json=True)
+    expected = {"a": None, "b": 0.5, "c": [1, 2], "d": None, "e": True, "f": "inf", "g": "-inf"}
+    assert json.loads(capsys.readouterr().out) == [expected]
     show(rows, as_json=False)
     assert capsys.readouterr().out.split() == ["a", "b", "c", "d", "e", "nan", "0.5", "1,", "2", "yes"]
     show([], as_json=False)

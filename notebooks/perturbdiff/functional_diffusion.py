@@ -113,8 +113,8 @@ set_size: int | None = None  # cells of a set, m; None takes the tier's [8..4096
 # | 31 | squared error | {src}`screpro.losses_sets.set_loss` | code: mean over genes; print: sum |
 # | 32 | energy distance | {src}`screpro.metrics.distances.energy_distance_v` | code: half of it, {src}`screpro.metrics.distances.energy_distance_half` |
 #
-# Equations 33 to 44 are about network and sampler, 45 to 58 about metrics; they stand with [the model's
-# results](main_results).
+# Equations 33 to 44 are about network and sampler, 45 to 58 about metrics; their table stands with
+# [the model's results](tbl-perturbdiff-equations).
 
 # %% tags=["hide-input"]
 from pathlib import Path

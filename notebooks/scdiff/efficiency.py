@@ -40,11 +40,11 @@ except ModuleNotFoundError:
 tier: str = "ci"  # how much to run {ci, laptop, paper}
 dataset: str = "pbmc68k_reduced"  # registry name, or path to an .h5ad of counts
 label_key: str = "cell_type"  # column of the cell types in a file of your own
-methods: list[str] | None = None  # which methods to time; None takes the tier's
+methods: list[str] | None = None  # which methods to time; None takes the tier's {scdiff, scanvi, dca, scgen, gears}
 n_cells: int | None = None  # cells to time on, drawn at random; None takes the tier's [50..1000000]
 seeds: list[int] | None = None  # one timing per seed; None takes the tier's [0..1000000]
-gene_sizes: list[int] | None = None  # numbers of genes of the simulated cells; None takes the tier's
-cell_sizes: list[int] | None = None  # numbers of simulated cells; None takes the tier's
+gene_sizes: list[int] | None = None  # numbers of genes of the simulated cells; None takes the tier's [1..1000000]
+cell_sizes: list[int] | None = None  # numbers of simulated cells; None takes the tier's [1..10000000]
 width: int | None = None  # width of scDiff's network, a multiple of its 4 (tier paper: 8) heads; None takes the tier's [8..2048]
 
 # %% [markdown]

@@ -44,7 +44,7 @@ tier: str = "ci"  # how much to run {ci, laptop, paper}
 dataset: str = "pbmc68k_reduced"  # registry name, or path to an .h5ad of counts
 label_key: str = "cell_type"  # column of the cell types in a file of your own
 batch_key: str | None = None  # column of the batches in a file of your own
-methods: list[str] | None = None  # which networks to train; None trains all
+methods: list[str] | None = None  # which networks to train; None trains all {scdiff, scdiff_epsilon, scdiff_epsilon_skip, parallel_heads}
 seeds: list[int] | None = None  # seeds of split, weights, noise and mask; None takes the tier's [0..1000000]
 epochs: int | None = None  # passes over the training cells; None takes the tier's [1..10000]
 learning_rates: list[float] | None = None  # step sizes to choose from; None takes the tier's [1e-7..1e-1]
@@ -72,7 +72,8 @@ width: int | None = None  # width of the network, a multiple of its 4 (tier pape
 #
 # Labelling turns the question round with Bayes' rule: under a uniform prior the most probable label is the one under
 # which the cell is most probable, and the denoising error takes the place of the probability. Pages:
-# [annotation](annotation).
+# labelling on [annotation](annotation), completion on [imputation](imputation), transfer on
+# [perturbation](perturbation).
 
 # %% tags=["hide-input"]
 import os

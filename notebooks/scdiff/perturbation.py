@@ -49,7 +49,7 @@ batch_key: str | None = None  # column of the batches in a file of your own
 condition_key: str = "condition"  # column of the two conditions in a file of your own
 control: str | None = None  # the condition of the control cells; None finds its usual names
 held_out: list[str] | None = None  # types whose stimulated cells are predicted, one at a time; None takes the largest
-methods: list[str] | None = None  # which methods to run; None runs all
+methods: list[str] | None = None  # which methods to run; None runs all {scdiff, scdiff_ddim50, scdiff_one_call, no_change, control_mean, stimulated_mean, vec_pooled, vec_per_type, pca_vec_pooled, pca_vec_per_type, cvae, scgen, cpa, oracle}
 seeds: list[int] | None = None  # seeds of weights and noise; None takes the tier's [0..1000000]
 n_genes: int | None = None  # variable genes, chosen on training cells; None takes the tier's [50..50000]
 max_control: int | None = None  # control cells kept of each type; None takes the tier's [20..100000]
@@ -323,6 +323,23 @@ main = rows[(rows["metric_variant"] == "") & ~rows["split"].str.contains("valida
 # None of the sets at hand is one of the paper's, so every column of ours is a **stand-in**: it says of how many held-out
 # types (splits) and seeds it is the mean, and is never a reproduction of a printed number. `kang_9k` and `kang_1k` are
 # sub-samples of the experiment behind the paper's PBMC set; "semi-synthetic" means real cells with an effect put in.
+# Recorded runs that were not made with the default parameters of this page:
+
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
+from screpro.records import manifest, parameters, sources
+from screpro.records.results import results_dir
+
+defaults = parameters.read(sources.names()["scdiff/perturbation"]).defaults
+changed_runs = []
+for file in sorted((results_dir() / "scdiff" / "perturbation").glob("*/manifest.json")):
+    own = manifest.read(file)["parameters"]
+    other = [f"`{k}` {v}" for k, v in own.items() if k not in ("tier", "dataset") and v != defaults.get(k)]
+    if other:
+        changed_runs.append(f"- **{own['dataset']}** ({own['tier']}): {', '.join(other)}")
+Markdown("\n".join(changed_runs) or "None.")
+
+# %% [markdown]
+# The tables:
 
 # %% tags=["hide-input"]
 same = {"scdiff_pbmc_kang": "PBMC", "scdiff_hpoly": "H.poly", "scdiff_salmonella": "Salmonella"}

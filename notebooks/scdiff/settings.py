@@ -220,7 +220,7 @@ for name in wanted:
     adata = data.load(name)
     run.use_data(name, adata.uns["data_hash"])
     loaded.append(statistics_of(name, adata))
-print(f"{len(loaded)} sets counted, {len(missing)} not here")
+print(f"{len(loaded)} set{'s' * (len(loaded) != 1)} counted, {len(missing)} not here")
 
 # %% tags=["hide-input"]
 def stands_in_for(name):

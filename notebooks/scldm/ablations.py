@@ -39,7 +39,7 @@ except ModuleNotFoundError:
 # %% tags=["parameters"]
 tier: str = "ci"  # how much to run {ci, laptop, paper}
 dataset: str = "pbmc68k_reduced"  # registry name, or path to an .h5ad of counts
-methods: list[str] | None = None  # which networks to train; None takes the tier's
+methods: list[str] | None = None  # which networks to train; None takes the tier's {scldm, all_genes, width_32, width_64, width_128, tokens_4, tokens_16, tokens_32, layers_1, layers_2, layers_4, gaussian, set_transformer, kl_1e-5, log1p, cell_gene}
 splits: list[int] | None = None  # seeds of the cell splits; None takes the tier's [0..1000000]
 seeds: list[int] | None = None  # seeds of weights, order and noise; None takes the tier's [0..1000000]
 genes: int | None = None  # variable genes in the panel, chosen on training cells; None takes the tier's [50..40000]
@@ -99,8 +99,9 @@ records.paper_table("scldm", "Table 12")
 #
 # ## Method
 #
-# The encoder is {cite:p}`scldm` equations 5 to 7: tokens of the expressed genes, one block of cross-attention (MCAB) in
-# which $m$ learned pseudo-inputs look at them, then self-attention among the $m$ tokens. Its rival from appendix E is
+# The encoder is {cite:p}`scldm` equations 2 to 6: tokens of the expressed genes (6), one block of cross-attention (MCAB,
+# 2 to 4) in which $m$ learned pseudo-inputs look at them, then self-attention among the $m$ tokens (5). Its rival from
+# appendix E is
 #
 # $$\mathrm{MAB}(X, Y) = f + \mathrm{relu}(f W), \quad f = X W_f + \mathrm{Att}(Q(X), K(Y), V(Y)), \qquad
 # \mathrm{PMA}(\mathrm{ISAB}(X)), \quad \mathrm{ISAB}(X) = \mathrm{MAB}(X, \mathrm{MAB}(U, X)), \quad
@@ -111,11 +112,11 @@ records.paper_table("scldm", "Table 12")
 #
 # | equation | code | test |
 # |---|---|---|
-# | 3 to 8, auto-encoder | {src}`screpro.models.scldm.AutoEncoder` | the authors' own outputs, to 1e-5 |
+# | 2 to 7, auto-encoder | {src}`screpro.models.scldm.AutoEncoder` | the authors' own outputs, to 1e-5 |
 # | Properties 1 to 4 | {src}`screpro.models.scldm.AutoEncoder.encode` | any order of genes, any padding that is masked |
 # | 13, 14, Set Transformer | {src}`screpro.models.scldm_variants.SetTransformerPool` | the printed formula, head by head |
 # | all genes as input | {src}`screpro.models.scldm.pack_all` | equals padded input without padding |
-# | 9, 10, flow | {src}`screpro.processes.interpolant.VelocityLoss` | the exact velocity of a Gaussian is its minimum |
+# | flow (no number; section 3.2) | {src}`screpro.processes.interpolant.VelocityLoss` | the exact velocity of a Gaussian is its minimum |
 #
 # What "a Gaussian likelihood" is, neither source says. Here the decoder's logit becomes the mean of log-normalised
 # expression, and what was the dispersion its precision. Reconstruction errors of the two are in different units and are

@@ -46,8 +46,8 @@ dataset: str = "pbmc68k_reduced"  # registry name, or path to an .h5ad of counts
 group_key: str | None = None  # column of donors or tissues, scored one by one; None takes the data set's, or one group
 target_key: str | None = None  # column of what is to be told; None takes the data set's, or cell_type
 positive: str | None = None  # of two classes, the one that is looked for; None: the data set's, or the second
-methods: list[str] | None = None  # which methods to run; None runs all
-embeddings: list[str] | None = None  # embeddings made elsewhere, each "name=file.npy" or "name=file.h5ad"
+methods: list[str] | None = None  # which methods to run; None runs all {small, medium, large, pca, scvi, scvi_wide, genes, depth, noise}
+embeddings: list[str] | None = None  # embeddings made elsewhere, each "name=file" (.npy or .h5ad) or "name=file.h5ad#entry of obsm"
 min_cells: int | None = None  # smallest class of a group that is scored; None takes the tier's [5..100000]
 split: int = 0  # seed of the split into training and scored cells, and of the folds [0..1000000]
 seeds: list[int] | None = None  # seeds of weights and draws; None takes the tier's [0..1000000]
@@ -91,6 +91,7 @@ from screpro.tasks.embedding_experiment import (
     embed,
     evaluate,
 )
+from screpro.tasks.embedding_file import named_file
 from screpro.tasks.presets_scldm import CENSUS_PARAMETERS
 
 use_style()
@@ -240,7 +241,7 @@ pd.DataFrame(checks).T.style.format(precision=4)
 #
 # | part | code | test |
 # |---|---|---|
-# | auto-encoder, eqs. 3 to 8 | {src}`screpro.models.scldm.AutoEncoder` | the authors' own outputs, to 1e-5 |
+# | auto-encoder, eqs. 2 to 7 | {src}`screpro.models.scldm.AutoEncoder` | the authors' own outputs, to 1e-5 |
 # | regression in folds | {src}`screpro.tasks.embedding.classify` | Bayes' rule on two Gaussians; unchanged by any invertible map |
 # | mean and error over donors | {src}`screpro.tasks.embedding.combine` | by hand |
 # | areas | {src}`screpro.metrics.areas` | scikit-learn |
@@ -332,8 +333,8 @@ protocol = Protocol(
 )
 external = {}
 for given in embeddings or []:
-    title, _, file = given.partition("=")
-    external[title] = baselines.external(file, cells=cells.names)
+    title, file, key = named_file(given)
+    external[title] = baselines.external(file, cells=cells.names, key=key)
 in_group = [f"{group} ({(cells.group == code).sum()})" for code, group in enumerate(cells.groups)]
 of_class = [f"{label} ({(cells.target == code).sum()})" for code, label in enumerate(cells.classes)]
 first = chosen["small"]
@@ -463,7 +464,7 @@ legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lowe
 # ### Telling cells apart (Tables 4, 5, 17 and 18)
 #
 # Two classes stand beside the paper's infection, more than two beside its cell types. The row of a foundation model
-# fills when its embedding is given as `embeddings=["scGPT=file.npy"]`.
+# fills when its embedding is given, as in `-p embeddings '["scGPT=file.npy"]'` or `'["scGPT=file.h5ad#X_scgpt"]'`.
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 names = {"Table 17": "scLDM ({})", "Table 18": "scLDM-{}"}

@@ -49,7 +49,7 @@ type_key: str | None = None  # column of the cell types, lines or replicates; No
 perturbation_key: str | None = None  # column of the perturbations; None takes the set's
 control: str | None = None  # the perturbation of the control cells; None finds its usual names
 held_out: list[str] | None = None  # pairs that are generated, each as "type | perturbation"; None takes the set's
-methods: list[str] | None = None  # which methods to run; None runs all
+methods: list[str] | None = None  # which methods to run; None runs all {scldm, scvi, cpa, state_like, mean_shift, control_of_type, perturbation_mean, context_mean}
 seeds: list[int] | None = None  # seeds of weights and noise; None takes the tier's [0..1000000]
 genes: int | None = None  # variable genes in the panel, chosen on training cells; None takes the tier's [50..40000]
 max_control: int | None = None  # control cells kept of each type; None takes the tier's [20..1000000]
@@ -131,8 +131,8 @@ records.paper_table("scldm", "Table 14")
 # ## Method
 #
 # The auto-encoder is trained on counts alone. A velocity network then learns to carry noise to latents, given type
-# $y^{(1)}$ and perturbation $y^{(2)}$ (equations 9 and 10 of {cite:p}`scldm`). *Joint*: the embeddings of both labels
-# are added and dropped together, and with the guidance weight $\omega$ cells follow (equation 39)
+# $y^{(1)}$ and perturbation $y^{(2)}$ (section 3.2 of {cite:p}`scldm`, without a number). *Joint*: the embeddings of
+# both labels are added and dropped together, and with the guidance weight $\omega$ cells follow (equation 39)
 #
 # $$\tilde v = v_\varnothing + \omega\,\big(v_{y^{(1)} y^{(2)}} - v_\varnothing\big).$$
 #
@@ -153,7 +153,7 @@ records.paper_table("scldm", "Table 14")
 #
 # | equation | code | test |
 # |---|---|---|
-# | 9, 10, path and loss | {src}`screpro.processes.interpolant.VelocityLoss` | equals the expectation in closed form |
+# | path and loss (no number; section 3.2) | {src}`screpro.processes.interpolant.VelocityLoss` | equals the expectation in closed form |
 # | 39, 40, guidance | {src}`screpro.samplers.guidance` | one attribute: both forms are the same |
 # | what is held out | {src}`screpro.tasks.perturbed_cells.hold_out_pairs` | results do not depend on the held-out cells |
 # | library size of unseen pairs | {src}`screpro.tasks.library_size.LibrarySizes` | exact where effects are additive |

@@ -374,7 +374,8 @@ pd.DataFrame(released).style.hide(axis="index")
 # | | paper | authors' code | here |
 # |---|---|---|---|
 # | values of Tables 7, 8, 11 | sets of values | one base configuration, smaller than the tables (width 32, 16 tokens, 8 blocks) | one width, depth and number of heads for both sides |
-# | heads | encoder 1, decoder's cross-attention 1 | 8, cross-attention 4 | 4 and 4 in small networks |
+# | heads, blocks | 1 in the encoder, 1, 4 or 8 in the decoder (Tables 7, 8) | 8 | 4 in small networks |
+# | heads, cross-attention | 1, 4 or 8 in the encoder, 1 in the decoder (Tables 7, 8) | 4 | 1 |
 # | betas of AdamW | 0.9, 0.95 | 0.9, 0.95; flow 0.9, 0.999 | as the code |
 # | learning rate | cosine | warm-up, constant, decay to a tenth | warm-up, cosine to 0 |
 # | labels dropped | not given | 0.8 | 0.2; 0.8 as a check of sensitivity |

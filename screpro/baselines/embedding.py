@@ -247,7 +247,7 @@ def _h5ad(path: Path, key: str | None) -> tuple[np.ndarray, list[str]]:
     with open_h5ad(path) as file:
         entries = list(file["obsm"]) if "obsm" in file else []
         if key is None and len(entries) > 1:
-            raise _wrong(path, f"obsm has {', '.join(entries)}", "say which one with key=")
+            raise _wrong(path, f"obsm has {', '.join(entries)}", "say which one with key=, on a page by name=file#key")
         if key is not None and key not in entries:
             raise _wrong(path, f"no {key!r} in obsm ({', '.join(entries) or 'empty'})", "name an entry of obsm")
         key = key or (entries[0] if entries else None)

@@ -1,4 +1,4 @@
-"""What is in a file of cells, and which of the book's tasks it can be used for.
+"""What is in a file of cells or a set of the registry, and which of the book's tasks it can be used for.
 
 Nothing is raised for bad contents: a problem is a line of the description. Matrices are read block by block,
 so a file may be larger than memory.
@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,10 @@ from screpro.data.stored import Stored
 from screpro.data.validate import LABEL_NAMES, check_genes, check_labels, offence_in, plain_name
 from screpro.errors import ScreproError
 
-__all__ = ["Description", "Use", "describe"]
+if TYPE_CHECKING:
+    from screpro.data.registry import Entry
+
+__all__ = ["Description", "Use", "describe", "describe_set"]
 
 AT_MOST = 1 << 25  # values looked at in one matrix; larger ones are sampled, and the description says so
 
@@ -48,6 +51,7 @@ class Description:
     """What `describe` found. ``str()`` gives the text for a terminal."""
 
     source: str
+    registry: dict[str, str] = field(default_factory=dict)  # a set of the registry: its facts, see `describe_set`
     n_cells: int = 0
     n_genes: int = 0
     counts_in: str | None = None  # "layers['counts']", "X" or "raw.X"
@@ -70,6 +74,7 @@ class Description:
 
     def __str__(self) -> str:
         lines = [self.source]
+        lines += [f"  {fact}: {text}" for fact, text in self.registry.items()]
         if self.n_cells:
             lines.append(f"  {self.n_cells} cells x {self.n_genes} genes ({self.gene_names})")
         if self.counts_in:
@@ -92,7 +97,8 @@ class Description:
         if self.problems:
             lines.append("  problems")
             lines += ["    " + problem.replace("\n", "\n    ") for problem in self.problems]
-        lines.append("  can be used for")
+        if self.tasks:
+            lines.append("  can be used for")
         for use in self.tasks:
             lines.append(f"    {'yes' if use.possible else 'no ':<3}  {use.task}: {use.reason}")
             if use.command:
@@ -136,6 +142,62 @@ def describe(source: Any, *, dataset: str | None = None) -> Description:
         found.problems.append(str(error))
         found.tasks = [Use(task, False, "the file cannot be read to its end", None) for task in TASKS]
     return found
+
+
+def describe_set(name: str) -> Description:
+    """Say what the registry knows of a data set and, if its files are here, what is in them; nothing is downloaded.
+
+    Parameters
+    ----------
+    name
+        Name in the registry.
+
+    Returns
+    -------
+    Description
+        With ``registry``: title, source, licence, citation and split rule, what it is used for and, if it is not here,
+        where to get it. Files that are here but cannot be read are listed under ``problems``.
+
+    Raises
+    ------
+    ScreproError
+        The registry has no such name.
+    """
+    from screpro.data import registry
+
+    entry, where = registry.get(name), registry.available(name)
+    found = Description(name)
+    if where not in ("to download", "manual", "path"):
+        try:
+            _fill(found, parts_of(registry.load(name)), name)
+        except ScreproError as error:
+            found.problems.append(str(error))
+    found.registry = _facts(entry, where)
+    return found
+
+
+def _facts(entry: "Entry", where: str) -> dict[str, str]:
+    """What stands above the contents: one line each, those that are known."""
+    used = [f"{use.paper}: {use.dataset} ({', '.join(use.items)})" for use in entry.used_in]
+    facts = {
+        "title": entry.title,
+        "source": ", ".join(filter(None, [entry.source, entry.accession])),
+        "licence": entry.licence,
+        "citation": entry.citation + (f", doi:{entry.doi}" if entry.doi else ""),
+        "split": entry.split,
+        "preprocessing": entry.preprocessing,
+        "used in": "; ".join(used),
+        "stands in for": ", ".join(entry.stands_in_for),
+        "keep in mind": "; ".join(entry.cautions),
+    }
+    if where == "to download":
+        size = f" ({entry.bytes / 1e6:,.1f} MB)" if entry.bytes else ""
+        facts["not here"] = f"`screpro data get {entry.name}` downloads it{size}"
+    elif where == "manual":
+        facts["not here"] = f"{entry.obtain}; `screpro data get {entry.name}` says where to put it"
+    elif where == "path":
+        facts["not here"] = entry.obtain
+    return {fact: text for fact, text in facts.items() if text}
 
 
 TASKS = (
@@ -268,6 +330,9 @@ def _best_label(columns: list[Column], obs: pd.DataFrame) -> tuple[Column | None
         return (column.role != "label", numbered, known.index(plain) if plain in known else len(known))
 
     reason = "no column that looks like cell types"
+    if others := [c.name for c in columns if c.role == "group" and not c.missing]:
+        reason += f"; if one holds them, run with -p label_key {shlex.quote(others[0])}"
+        reason += f" (or {', '.join(others[1:])})" if others[1:] else ""
     # a column called "split" or "sex" is no cell type: an unnamed group needs three classes to be offered
     likely = [c for c in columns if c.role == "label" or (c.role == "group" and c.n_classes >= 3)]
     for k, column in enumerate(sorted(likely, key=rank)):

@@ -22,6 +22,7 @@ __all__ = [
     "Planted",
     "coexpression_graph",
     "edge_graph",
+    "file_graph",
     "gene_terms",
     "normalised",
     "ontology_graph",
@@ -117,6 +118,29 @@ def edge_graph(path: str | Path, genes: Sequence[str], *, k: int = 20) -> GeneGr
     row, column = table["target"].map(number).to_numpy(), table["source"].map(number).to_numpy()
     weights = _top(row, column, table["importance"].to_numpy(float), len(nodes), k=k, above=0.0)
     return GeneGraph(nodes, weights, f"edges of {Path(path).name}")
+
+
+def file_graph(path: str | Path, genes: Sequence[str]) -> GeneGraph:
+    """The graph of a user's own table over `genes`: of edges (`edge_graph`) or of terms (`gene_terms`).
+
+    Raises
+    ------
+    ScreproError
+        The file cannot be read as either, or names none of the genes.
+    """
+    table = _table(path, set())
+    edges = "importance" in table.columns
+    terms = {} if edges else gene_terms(path)
+    named = set(table.get("source", table.iloc[:, 0]).astype(str)) if edges else set(terms)
+    if not named & set(genes):
+        raise ScreproError(
+            "A graph_file names genes of the data.",
+            got=f"{path} with {', '.join(sorted(named)[:3])}, ..., none of {', '.join(list(genes)[:3])}, ...",
+            fix="write its genes as the data does",
+        )
+    if edges:
+        return edge_graph(path, genes)
+    return ontology_graph(terms, genes, source=f"shared terms of {Path(path).name}")
 
 
 def coexpression_graph(

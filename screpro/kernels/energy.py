@@ -116,7 +116,8 @@ def energy_loss(x: Tensor, y: Tensor, *, lengths_x: Tensor | None = None, length
     Parameters
     ----------
     x, y
-        (B, n, d) and (B, m, d), float32, float64, bfloat16 or float16, on one device.
+        (B, n, d) and (B, m, d), float32, float64, bfloat16 or float16, on one device. Squares of their distances are
+        taken in float32 (float64 points: in float64) and have to be within its range: from about 1e-18 to 1e18.
     lengths_x, lengths_y
         (B,) integers: only the first so many points of a set count; None: all.
 

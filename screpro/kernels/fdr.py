@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from numba import njit
 
 from screpro.errors import ScreproError
-from screpro.kernels.groups import checked_codes, in_threads, plain_values
+from screpro.kernels.groups import array_of, checked_codes, in_threads, not_finite, plain_values
 
 __all__ = ["benjamini_hochberg", "fold_change", "group_means"]
 
@@ -40,7 +40,7 @@ def fold_change(
     Parameters
     ----------
     x
-        (cells, G) log1p-normalised values, CSR, CSC or dense.
+        (cells, G) log1p-normalised values, CSR, CSC, dense or a dense tensor.
     codes, n_groups, reference
         As for `rank_sum`: group of each cell, -1 leaves out; reference None compares with all other cells.
     clip
@@ -56,7 +56,7 @@ def fold_change(
     Raises
     ------
     ScreproError
-        As `rank_sum`, for codes that do not fit.
+        As `rank_sum`, for codes that do not fit and values that are NaN or infinite.
 
     Source: pdex 0.1.28, ``parallel_differential_expression`` with its defaults (see the head of this file).
     """
@@ -76,7 +76,9 @@ def group_means(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Means of `x` in every group (P, G), in its counterpart (P or 1, G), and which groups are compared (P,) bool."""
     codes, sizes = checked_codes(codes, n_groups=n_groups, n_cells=x.shape[0], reference=reference)
-    sums = _group_sums(x, codes, sizes)
+    sums = _group_sums(array_of(x), codes, sizes)
+    if not np.isfinite(sums).all():
+        raise not_finite()
     with np.errstate(divide="ignore", invalid="ignore"):
         means = sums / sizes[:, None]
         if reference is None:

@@ -9,8 +9,9 @@ A covariance of few points has no Cholesky factor. Then L is ``V diag(sqrt(l))``
 directions of no variance (below ``d eps`` times the largest): the same formula, and exact. Where there are the points
 themselves and they are fewer than d, L is simply the centred points (n, d), transposed, over ``sqrt(n - 1)``.
 
-torch computes all of it, on the device of its tensors: on the CPU its MKL is quicker at eigenvalues than the OpenBLAS
-of scipy.
+torch computes all of it, on the device of its tensors if that is one for both sides, else on the CPU: its MKL is
+quicker at eigenvalues than the OpenBLAS of scipy. There is no Triton kernel: all that costs is products, a Cholesky
+factor and eigenvalues, which on a GPU are calls of cuBLAS and cuSOLVER.
 """
 
 import numpy as np
@@ -37,7 +38,7 @@ def frechet(mean_1, cov_1, mean_2, cov_2) -> float:
     ScreproError
         Shapes do not fit, or a value is not finite.
     """
-    mean_1, mean_2, cov_1, cov_2 = (_double(a) for a in (mean_1, mean_2, cov_1, cov_2))
+    mean_1, mean_2, cov_1, cov_2 = _double(mean_1, mean_2, cov_1, cov_2)
     d = mean_1.shape[0] if mean_1.ndim == 1 else -1
     if mean_2.shape != (d,) or cov_1.shape != (d, d) or cov_2.shape != (d, d):
         raise ScreproError(
@@ -63,7 +64,7 @@ def frechet_of_points(a, b) -> float:
     ScreproError
         Dimensions differ, fewer than two points, or a value is not finite.
     """
-    a, b = _double(a), _double(b)
+    a, b = _double(a, b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.shape[1] == 0 or min(len(a), len(b)) < 2:
         raise ScreproError(
             "The Fréchet distance needs at least two points of each sample, in the same dimensions.",
@@ -114,8 +115,13 @@ def _sum(between: Tensor, trace_1: Tensor, trace_2: Tensor, root: Tensor) -> flo
     return max(0.0, float(between) + float(trace_1) + float(trace_2) - 2 * float(root))  # below 0 by rounding only
 
 
-def _double(a) -> Tensor:
-    return a.detach().double() if isinstance(a, Tensor) else torch.from_numpy(np.require(a, np.float64, ["C", "W"]))
+def _double(*arrays) -> list[Tensor]:
+    """As float64 tensors without gradient on their one device, or on the CPU."""
+    arrays = [
+        a.detach().double() if isinstance(a, Tensor) else torch.from_numpy(np.require(a, np.float64, ["C", "W"]))
+        for a in arrays
+    ]
+    return arrays if len({a.device for a in arrays}) == 1 else [a.cpu() for a in arrays]
 
 
 def _check_finite(*arrays: Tensor) -> None:

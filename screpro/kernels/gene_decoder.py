@@ -19,6 +19,10 @@ T and U are computed once per batch; a gene pays $2 H m F$ instead, and the head
 formed once. With m = 16, D = 64 and one head that is a fifth of the multiplications, with m = 128 and D = 256 half.
 What remains on (B, G, 2F) is one sweep forward (`_Sweep`), which keeps the B G sums, and one backward. Genes run in
 chunks that are computed again when their gradient is due, so nothing of size (B, G, F) exists at any time.
+
+`_Sweep` is compiled for the CPU and float32. On a GPU, in float64 and under autocast the same formula runs as
+torch's own operations. There is no Triton kernel: the products are cuBLAS's there, and what a kernel could fuse are the
+few passes over one chunk (B, g, 2F) behind them.
 """
 
 import os
@@ -95,7 +99,7 @@ def decode_genes(
 
     Returns
     -------
-    (B, G, C); autograd for all tensors.
+    (B, G, C); autograd for all tensors. Half precision is computed in float32 and rounded, but for autocast.
 
     Raises
     ------
@@ -104,6 +108,11 @@ def decode_genes(
     """
     w = weights
     _check(embedding, queries, keys, values, w, chunk)
+    if keys.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(keys.device.type):
+        # products of weights, folded into each other, would lose a digit more in half precision than the block itself
+        single = GeneDecoder(*(part.float() if isinstance(part, Tensor) else part for part in w))
+        inputs = (t.float() for t in (embedding, queries, keys, values))
+        return decode_genes(*inputs, single, chunk=chunk).to(keys.dtype)
     if chunk is None:
         chunk = max(1, CHUNK_TOKENS.get(keys.device.type, CHUNK_TOKENS["cuda"]) // max(len(keys), 1))
     split = w.heads, queries.shape[1] // w.heads

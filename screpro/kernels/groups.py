@@ -8,7 +8,7 @@ import numpy as np
 
 from screpro.errors import ScreproError
 
-__all__ = ["checked_codes", "in_threads", "plain_values", "threads"]
+__all__ = ["array_of", "checked_codes", "in_threads", "not_finite", "plain_values", "threads"]
 
 
 def checked_codes(
@@ -36,6 +36,24 @@ def checked_codes(
             fix="pass the code of the control cells, or None for one versus rest",
         )
     return codes.astype(np.int32), sizes
+
+
+def array_of(x):
+    """Values as they are, but those of a torch tensor (any device, half precision too) as an array."""
+    if type(x).__module__.partition(".")[0] != "torch":
+        return x
+    from screpro.kernels.tiles import plain
+
+    return plain(x)
+
+
+def not_finite() -> ScreproError:
+    """The error of values that cannot be compared or averaged."""
+    return ScreproError(
+        "Expression values are finite numbers.",
+        got="NaN or infinite values",
+        fix="remove the cells or genes they are in, or look for the step that made them",
+    )
 
 
 def threads(tasks: int) -> int:

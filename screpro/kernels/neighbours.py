@@ -13,7 +13,8 @@ listed entry, less the bound on the rounding of the product, leaves possible for
 where that fails are compared with all points in float64. So the result is that of the float64 reference for any
 scale, offset or duplication of the points; only the order of exactly equal distances is free.
 
-On an NVIDIA GPU `gpu.neighbours` lists the candidates of k = 1 in Triton, and `gpu.cover` finds who is covered.
+On an NVIDIA GPU `gpu.neighbours` lists the candidates (k = 1 in Triton), and `gpu.cover` finds who is covered; both
+prove their lists in the same way.
 """
 
 from dataclasses import dataclass, replace
@@ -58,7 +59,7 @@ def nearest(a, k: int, b=None) -> tuple[np.ndarray, np.ndarray]:
     Parameters
     ----------
     a
-        (n, d) points, array or tensor. Tensors on an NVIDIA GPU are searched there.
+        (n, d) points, array or tensor. Tensors on an NVIDIA GPU, `a` and `b` if given, are searched there.
     k
         How many, 1 to m (n - 1 within one cloud).
     b
@@ -75,7 +76,7 @@ def nearest(a, k: int, b=None) -> tuple[np.ndarray, np.ndarray]:
     ScreproError
         Points are not finite, differ in dimension, or are fewer than `k` asks for.
     """
-    if isinstance(a, torch.Tensor) and a.is_cuda:
+    if all(isinstance(cloud, torch.Tensor) and cloud.is_cuda for cloud in (a, a if b is None else b)):
         from screpro.kernels.gpu.neighbours import nearest_cuda
 
         return nearest_cuda(a, k, b)
@@ -192,6 +193,7 @@ def shortlist(pairs: Pairs, width: int, *, offset: np.ndarray | None = None) -> 
     # whoever is below `worst` has a squared distance below worst + highest offset, so |b_j| <= |a_i| + its root
     reach = 2 * np.sqrt(pairs.norms_a) + np.sqrt(np.maximum(worst + highest, 0))
     rounding = rounding_share(pairs) * np.square(reach) + 2 * UNIT_ROUNDOFF * scale
+    rounding += pairs.left.shape[1] * np.finfo(np.float32).tiny  # products that vanish
     return Shortlist(index, (worst - rounding) * pairs.unit**2)
 
 

@@ -11,6 +11,9 @@ overlooked shows in a Cholesky factorisation of ``s I - (C - U L U')`` for s jus
 exists only if everything left is below s. Without it, all eigenvectors are computed the slow way.
 
 Signs are fixed: the largest loading of every component is positive.
+
+A tensor is worked on by torch on its own device (`gpu/pca.py`), on a GPU by cuBLAS and cuSOLVER. There is no Triton
+kernel: the hot sum is a plain product of dense chunks, for which cuBLAS is the limit.
 """
 
 from typing import NamedTuple

@@ -34,9 +34,8 @@ from itertools import pairwise
 import numpy as np
 import scipy.sparse as sp
 
-from screpro.errors import ScreproError
 from screpro.kernels.fdr import benjamini_hochberg, fold_change
-from screpro.kernels.groups import checked_codes, in_threads, plain_values
+from screpro.kernels.groups import array_of, checked_codes, in_threads, not_finite, plain_values
 from screpro.kernels.ranksum_keys import keys_of_columns, keys_of_ranks, keys_of_rows
 from screpro.kernels.ranksum_sweep import p_value, sweep
 
@@ -71,8 +70,8 @@ def rank_sum(
     Parameters
     ----------
     x
-        (cells, G) values of any sign and scale, CSR, CSC or dense (or a dense CUDA tensor). float64 is compared as
-        float64, float32 and integers up to 2^24 as float32, which changes nothing.
+        (cells, G) values of any sign and scale, CSR, CSC, dense or a dense tensor; a CUDA tensor is tested on its GPU.
+        float64 is compared as float64, float32 and integers up to 2^24 as float32, which changes nothing.
     codes
         (cells,) integer group of each cell, 0 to `n_groups` - 1; -1 leaves the cell out.
     n_groups
@@ -139,7 +138,7 @@ def _sums(x, codes: np.ndarray, sizes: np.ndarray, reference: int, exact_to: int
     turn = max(reference, 0)  # the controls get group 0 in the keys, where they sort first among equal values
     codes = np.where(codes < 0, -1, (codes - turn) % len(sizes)).astype(np.int32)
     test = partial(sweep, sizes=np.roll(sizes, -turn), reference=reference, exact_to=exact_to)
-    x = _plain(x)
+    x = _plain(array_of(x))
     if sp.issparse(x) and x.format == "csc":
         test_columns = partial(_test_columns, x.indptr.astype(np.int64), x.indices.astype(np.int32), x.data, codes)
         finite = all(in_threads(lambda genes: test_columns(genes, test, u, p), _blocks(x.indptr)))
@@ -156,11 +155,7 @@ def _sums(x, codes: np.ndarray, sizes: np.ndarray, reference: int, exact_to: int
             in_threads(test_keys, _blocks(bounds))
             finite &= all_finite
     if not finite:
-        raise ScreproError(
-            "Expression values are finite numbers.",
-            got="NaN or infinite values",
-            fix="remove the cells or genes they are in, or look for the step that made them",
-        )
+        raise not_finite()
     return u, p
 
 

@@ -21,15 +21,18 @@ itself has f = g and averages, f <- (f + Tf) / 2, which at least halves every er
 Cost per iteration: 2 (d + 1) n m flops and n m exponentials a set; memory O(sets (n + m) d) and a block that stays in
 cache. On an NVIDIA GPU both half steps run in Triton, the sets in the grid (`gpu.sinkhorn`), in float32 at every eps
 whose exponents float32 holds to well below the tolerance, and in float64 below that.
+
+There is no gradient: points are taken out of the graph they came from. `screpro.kernels.energy.energy_loss` has one.
 """
 
 from dataclasses import dataclass
-from math import e, log, log2
+from math import e, frexp, log, log2
 
 import torch
 from torch import Tensor
 
 from screpro.errors import ScreproError
+from screpro.kernels.tiles import LARGEST
 
 __all__ = ["Entropic", "divergence", "reference", "sinkhorn"]
 
@@ -64,7 +67,7 @@ def reference(x: Tensor, y: Tensor, *, blur: float, iterations: int = 2000) -> t
 
 
 def divergence(x: Tensor, y: Tensor, *, blur: float, lengths_x=None, lengths_y=None, tolerance: float = 1e-4) -> Tensor:
-    """Debiased Sinkhorn divergence of every pair of sets, (B,) float64; parameters as `sinkhorn`."""
+    """Debiased Sinkhorn divergence of every pair of sets, (B,) float64, without gradient; parameters as `sinkhorn`."""
     cross = sinkhorn(x, y, blur=blur, lengths_x=lengths_x, lengths_y=lengths_y, tolerance=tolerance).cost
     for own, lengths in ((x, lengths_x), (y, lengths_y)):
         cross = cross - sinkhorn(own, blur=blur, lengths_x=lengths, tolerance=tolerance).cost / 2
@@ -81,12 +84,12 @@ def sinkhorn(
     tolerance: float = 1e-4,
     most: int = 2000,
 ) -> Entropic:
-    """Entropic transport between sets, or of sets with themselves.
+    """Entropic transport between sets, or of sets with themselves; the result has no gradient.
 
     Parameters
     ----------
     x, y
-        (B, n, d) and (B, m, d) points of any floating dtype; `y` None is `x`.
+        (B, n, d) and (B, m, d) points of any floating dtype, on one device; `y` None is `x`.
     blur
         Standard deviation of the kernel, in units of the points; eps = 2 blur^2.
     lengths_x, lengths_y
@@ -107,9 +110,12 @@ def sinkhorn(
     _check(x, y, blur)
     weights_x, weights_y = _weights(x, lengths_x), _weights(y, lengths_y)
     x, y = _centred(x, y, weights_x, weights_y)
+    # in a unit that is a power of two, squares neither overflow nor vanish in float32
+    unit = 2.0 ** frexp(max(float(z.abs().max()) for z in (x, y)))[1]
+    x, y = x / unit, y / unit
     sweep = _sweep_cuda if x.is_cuda else _sweep
     single = (x.float(), y.float()) if sweep is _sweep_cuda else None
-    target = 2 * blur**2
+    target = 2 * (blur / unit) ** 2
     radius = max(float(z.square().sum(2).max()) for z in (x, y))  # squared
     eps = max(4 * radius, target)  # the diameter, squared, at most
     g, extrapolate = torch.zeros_like(weights_y), _Extrapolation()
@@ -123,7 +129,7 @@ def sinkhorn(
         error = (weights_y * (ratio - 1).abs()).sum(1)
         cost = (weights_x * f).sum(1) + (weights_y * g).sum(1)
         if eps == target and float(error.max()) <= tolerance:
-            return Entropic(cost, f, g, error, iteration)
+            return Entropic(cost * unit**2, f * unit**2, g * unit**2, error, iteration)
         level_done = eps > target and float(error.max()) <= LEVEL * tolerance
         if same:
             g = (f + g) / 2
@@ -176,9 +182,13 @@ def _check(x: Tensor, y: Tensor, blur: float):
         )
     if not blur > 0:
         raise ScreproError("`blur` is positive.", got=f"{blur!r}", fix="use exact_w2 for the limit of no blur")
-    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
+    if x.device != y.device:
+        raise ScreproError("Both sides lie on one device.", got=f"{x.device} and {y.device}", fix="move one of them")
+    if not bool((x.abs() <= LARGEST).all() & (y.abs() <= LARGEST).all()):
         raise ScreproError(
-            "Points are finite numbers.", got="NaN or infinite values", fix="find out where they come from"
+            f"Points are finite numbers, at most {LARGEST:g}.",
+            got="NaN, infinite or larger values",
+            fix="find out where they come from, or measure in a larger unit",
         )
 
 
@@ -198,7 +208,7 @@ def _weights(points: Tensor, lengths) -> Tensor:
 
 def _centred(x: Tensor, y: Tensor, weights_x: Tensor, weights_y: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float64 around the middle of the two means; padding becomes 0."""
-    x, y = x.double(), y.double()
+    x, y = x.detach().double(), y.detach().double()
     middle = ((weights_x[..., None] * x).sum(1) + (weights_y[..., None] * y).sum(1))[:, None] / 2
     return (x - middle) * (weights_x > 0)[..., None], (y - middle) * (weights_y > 0)[..., None]
 

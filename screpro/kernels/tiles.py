@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from math import frexp, isfinite
+from math import frexp
 
 import numba
 import numpy as np
@@ -29,11 +29,33 @@ import torch
 
 from screpro.errors import ScreproError
 
-__all__ = ["FAST", "NEAR", "Pairs", "each", "points", "squared_distance", "walk"]
+__all__ = ["FAST", "LARGEST", "NEAR", "Pairs", "each", "placed", "plain", "points", "squared_distance", "walk"]
 
 ROWS, COLUMNS = 256, 1024  # 1 MiB of float32, about a second-level cache
 NEAR = 2.0**-10  # at this share of the norms the product still has 3 to 4 digits of the squared distance
+LARGEST = 1e150  # coordinate whose square, summed over dimensions, is finite in float64
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # sums may be reordered into vectors; NaN stays NaN
+
+
+def plain(values) -> np.ndarray:
+    """The numbers of an array, list or tensor on any device as an array; a tensor's without gradient, half as float32.
+
+    Types of numpy stay as they are, but for float16, so that counts stay integers.
+    """
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
+    return np.asarray(values)
+
+
+def placed(like: tuple, *arrays: np.ndarray) -> tuple:
+    """`arrays` as tensors on the GPU if all of `like` are tensors there, so that its kernels take them; else as given.
+
+    A metric reads what it was given with `points`, prepares it in numpy (O(n d)), and hands it on with this.
+    """
+    if all(isinstance(values, torch.Tensor) and values.is_cuda for values in like):
+        return tuple(torch.from_numpy(array).to(like[0].device) for array in arrays)
+    return arrays
 
 
 def points(name: str, values) -> np.ndarray:
@@ -42,25 +64,26 @@ def points(name: str, values) -> np.ndarray:
     Raises
     ------
     ScreproError
-        If there is no point, no dimension, another shape than (n, d), or a value that is NaN or infinite.
+        If there is no point, no dimension, another shape than (n, d), or a value that is NaN, infinite or above
+        `LARGEST`.
     """
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = (values if values.dtype == torch.float64 else values.float()).numpy()
-    values = np.asarray(values)
+    is_tensor, values = isinstance(values, torch.Tensor), plain(values)
     if values.dtype != np.float32:
-        values = values.astype(np.float64, copy=False)
+        single = is_tensor and values.dtype != np.float64
+        values = values.astype(np.float32 if single else np.float64, copy=False)
     if values.ndim != 2 or not values.size:
         raise ScreproError(
             f"`{name}` holds at least one point, as an array (points, dimensions).",
             got=f"shape {values.shape}",
             fix="pass a two-dimensional array with one row per cell",
         )
-    if not isfinite(float(values.sum(dtype=np.float64))) and not np.isfinite(values).all():
+    largest = max(float(values.max()), -float(values.min()))  # NaN if there is one
+    if not largest <= LARGEST:
+        bad = int((~np.isfinite(values)).sum())
         raise ScreproError(
-            f"`{name}` holds finite numbers.",
-            got=f"{int((~np.isfinite(values)).sum())} values that are NaN or infinite",
-            fix="find out where they come from; do not fill them with zeros",
+            f"`{name}` holds finite numbers, at most {LARGEST:g}: squares of distances are sums in float64.",
+            got=f"{bad} values that are NaN or infinite" if bad else f"{largest:g}",
+            fix="find out where NaN comes from; do not fill it with zeros" if bad else "measure in a larger unit",
         )
     return np.ascontiguousarray(values)
 

@@ -13,6 +13,10 @@ fresh streamed sweep over all pairs, so that u_i + v_j <= c_ij holds everywhere,
 
 The sweep is one float32 product per tile (2 (d + 2) n m flops) with its rounding bounded, the values that matter in
 float64. The gap is of the order of 1e-10 of the cost.
+
+All of it runs on the CPU, and tensors on a GPU are fetched from there. There is no Triton kernel: bids of an auction
+follow one another, each a few dozen operations on a list that the last bid may have changed, and POT has no CUDA code
+for the exact problem. On a GPU, `screpro.kernels.sinkhorn` solves the entropic one.
 """
 
 from dataclasses import dataclass
@@ -73,12 +77,13 @@ def exact_w2(a, b) -> Plan:
     -------
     Plan
         `value` is W2; `gap` is the certified relative distance from the optimum, at most 1e-6, usually 1e-10.
+        Memory O(n d) where n = m and few points repeat; else about 40 n m bytes, which POT takes.
 
     Raises
     ------
     ScreproError
-        Points are not finite or differ in dimension; the solver stopped short of the optimum; POT is needed and not
-        installed.
+        Points are not finite, above 1e150 or differ in dimension; the solver stopped short of the optimum; POT is
+        needed and not installed.
     """
     a, b = points("a", a).astype(np.float64), points("b", b).astype(np.float64)
     Pairs.of(a[:1], b[:1])  # checks the dimensions

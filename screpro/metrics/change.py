@@ -38,6 +38,11 @@ def top_by_wilcoxon(perturbed, control, n_top: int = 100) -> np.ndarray:
     Returns
     -------
     (min(n_top, G),) gene indices, best first.
+
+    Raises
+    ------
+    ScreproError
+        No cells on a side, other numbers of genes, or values that are not finite.
     """
     from screpro.kernels.ranksum import rank_sum
 
@@ -112,15 +117,24 @@ def r2_change_top100(predicted, perturbed, control) -> float:
     float
         NaN if either change is the same for all chosen genes.
 
+    Raises
+    ------
+    ScreproError
+        No cells on a side, other numbers of genes, or values that are not finite.
+
     Examples
     --------
-    Three genes, one cell a side, control at 0. The true change is (1, 2, 3), the predicted one half of it:
-    the correlation is 1. A predicted change of (2, 2, 0) has correlation -.866, squared .75.
+    Three cells a side and three genes, so all of them count. The means are (0, 1, 1) in the control and (1, 3, 4) in
+    the perturbed cells: the true change is (1, 2, 3). The means of the first prediction are (.5, 2, 2.5), its change
+    (.5, 1, 1.5) is half of the true one: the correlation is 1. The means of the second are (2, 3, 1), its change of
+    (2, 2, 0) has correlation -.866, squared .75.
 
     >>> from screpro.metrics.change import r2_change_top100
-    >>> r2_change_top100([[.5, 1, 1.5]], [[1, 2, 3]], [[0, 0, 0]])
+    >>> control = [[0, 0, 0], [0, 1, 1], [0, 2, 2]]
+    >>> perturbed = [[0, 2, 3], [1, 3, 4], [2, 4, 5]]
+    >>> round(r2_change_top100([[0, 1, 2], [.5, 2, 2.5], [1, 3, 3]], perturbed, control), 3)
     1.0
-    >>> round(r2_change_top100([[2, 2, 0]], [[1, 2, 3]], [[0, 0, 0]]), 3)
+    >>> round(r2_change_top100([[1, 2, 0], [2, 3, 1], [3, 4, 2]], perturbed, control), 3)
     0.75
     """
     genes = top_by_wilcoxon(perturbed, control)
@@ -163,12 +177,21 @@ def change_size_ratio(predicted, perturbed, control) -> float:
     float
         NaN if nothing changes.
 
+    Raises
+    ------
+    ScreproError
+        No cells on a side, other numbers of genes, or values that are not finite.
+
     Examples
     --------
-    The true change of three genes is (1, 2, 3), the predicted one half of it: .5, where R² says 1.
+    Three cells a side and three genes. The means are (0, 1, 1) in the control, (1, 3, 4) in the perturbed and
+    (.5, 2, 2.5) in the predicted cells. The true change is (1, 2, 3), the predicted one half of it, (.5, 1, 1.5):
+    (.5 + 2 + 4.5) / (1 + 4 + 9) = .5, where R² says 1.
 
     >>> from screpro.metrics.change import change_size_ratio
-    >>> change_size_ratio([[.5, 1, 1.5]], [[1, 2, 3]], [[0, 0, 0]])
+    >>> control = [[0, 0, 0], [0, 1, 1], [0, 2, 2]]
+    >>> perturbed = [[0, 2, 3], [1, 3, 4], [2, 4, 5]]
+    >>> round(change_size_ratio([[0, 1, 2], [.5, 2, 2.5], [1, 3, 3]], perturbed, control), 3)
     0.5
     """
     genes = top_by_wilcoxon(perturbed, control)
@@ -212,12 +235,21 @@ def delta_pearson(predicted, perturbed, control) -> float:
     float
         NaN if either change is the same for all genes.
 
+    Raises
+    ------
+    ScreproError
+        No cells on a side, other numbers of genes, or values that are not finite.
+
     Examples
     --------
-    The true change of three genes is (1, 2, 3), the predicted (3, 2, 1): exactly the wrong way round.
+    Three cells a side and three genes. The means are (0, 1, 1) in the control, (1, 3, 4) in the perturbed and
+    (3, 3, 2) in the predicted cells. The true change is (1, 2, 3), the predicted one (3, 2, 1): exactly the wrong way
+    round.
 
     >>> from screpro.metrics.change import delta_pearson
-    >>> delta_pearson([[3, 2, 1]], [[1, 2, 3]], [[0, 0, 0]])
+    >>> control = [[0, 0, 0], [0, 1, 1], [0, 2, 2]]
+    >>> perturbed = [[0, 2, 3], [1, 3, 4], [2, 4, 5]]
+    >>> round(delta_pearson([[2, 2, 1], [3, 3, 2], [4, 4, 3]], perturbed, control), 3)
     -1.0
     """
     return pearson(*_changes(predicted, perturbed, control))
@@ -257,6 +289,11 @@ def mse_top20_de(predicted, perturbed, control) -> float:
     Returns
     -------
     float
+
+    Raises
+    ------
+    ScreproError
+        A single perturbed or control cell, no cells on a side, other numbers of genes, or values that are not finite.
 
     Examples
     --------

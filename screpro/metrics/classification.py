@@ -159,8 +159,8 @@ def macro_precision(true: np.ndarray, predicted: np.ndarray) -> float:
     -------
     scDiff Tables 1 and 8, Figures 2 and 6, under the name "macro ACC". The code calls a macro accuracy whose first
     argument is the prediction with the truth first, and "correct / cells of the type" becomes "correct / cells called
-    the type". We report both and draw conclusions from
-    `macro_recall`. scLDM Tables 4, 5, 17 and 18 print "Precision", averaging not stated.
+    the type". We report both; claims about annotation are decided on `macro_f1`, which is the same for both orders.
+    scLDM Tables 4, 5, 17 and 18 print "Precision", averaging not stated.
 
     Parameters
     ----------

@@ -28,8 +28,9 @@ POOLED = 2000
 
 
 def _points(real: np.ndarray, generated: np.ndarray, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    from screpro.kernels.tiles import points
+    from screpro.kernels.tiles import placed, points
 
+    given = real, generated
     real, generated = points("real", real), points("generated", generated)
     if real.shape[1] != generated.shape[1]:
         raise ScreproError(
@@ -43,7 +44,7 @@ def _points(real: np.ndarray, generated: np.ndarray, least: int = 1) -> tuple[np
             got=f"{len(real)} real, {len(generated)} generated",
             fix="score larger groups, or take the V-statistic",
         )
-    return real, generated
+    return placed(given, real, generated)
 
 
 @metric(title="Energy distance, V-statistic", family="distribution", direction="lower")
@@ -363,9 +364,10 @@ def mmd2_rbf_median(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> f
     -0.367
     """
     from screpro.kernels.mmd import rbf_mmd2
+    from screpro.kernels.tiles import plain
 
     real, generated = _points(real, generated, least=2)
-    sigma = median_distance(np.concatenate([real, generated]), seed=seed)
+    sigma = median_distance(np.concatenate([plain(real), plain(generated)]), seed=seed)
     if sigma == 0:
         return float("nan")
     # dividing the points, not 1 / (2 sigma^2), keeps very large and very small units in range

@@ -47,6 +47,11 @@ def imputation_pearson_pooled(true, imputed, hidden) -> float:
     float
         NaN if either side is constant.
 
+    Raises
+    ------
+    ScreproError
+        Other shapes on either side, no hidden entry, or hidden entries that are not finite.
+
     Examples
     --------
     Three cells, two genes; hidden are the first gene of the first two cells and the second gene of the third. True
@@ -98,6 +103,11 @@ def imputation_pearson_per_cell(true, imputed, hidden) -> float:
     -------
     float
         NaN if it is defined for no cell.
+
+    Raises
+    ------
+    ScreproError
+        Other shapes on either side, no hidden entry, or hidden entries that are not finite.
 
     Examples
     --------

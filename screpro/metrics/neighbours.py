@@ -1,6 +1,7 @@
 r"""Nearest-neighbour scores: can real and generated cells be told apart, and do they cover each other?
 
 All use Euclidean distances, usually on principal components of the real cells. None needs a bandwidth or a density.
+Cells come as arrays or as tensors; where both sides are tensors on an NVIDIA GPU, neighbours are searched there.
 """
 
 import numpy as np
@@ -46,7 +47,7 @@ def one_nn_accuracy(real, generated, *, seed: int = 0) -> float:
     Parameters
     ----------
     real, generated
-        (n, d) and (m, d) points.
+        (n, d) and (m, d) points, arrays or tensors.
     seed
         Of the draw that makes the sides equal; without effect where they are.
 
@@ -70,8 +71,9 @@ def one_nn_accuracy(real, generated, *, seed: int = 0) -> float:
     0.5
     """
     from screpro.kernels.neighbours import nearest
-    from screpro.kernels.tiles import points
+    from screpro.kernels.tiles import placed
 
+    given = real, generated
     real, generated = _sides(real, generated)
     n = min(len(real), len(generated))
     if n < 2:
@@ -85,14 +87,14 @@ def one_nn_accuracy(real, generated, *, seed: int = 0) -> float:
         x if len(x) == n else x[np.sort(rng.choice(len(x), n, replace=False))] for x in (real, generated)
     )
     kind = np.repeat([0, 1], n)
-    places, at = np.unique(points("cells", np.concatenate([real, generated])), axis=0, return_inverse=True)
+    places, at = np.unique(np.concatenate([real, generated]), axis=0, return_inverse=True)
     cells = np.zeros((len(places), 2))  # real and generated ones at every place
     np.add.at(cells, (at, kind), 1)
     near = cells[at]  # (2n, 2) cells of either kind among the nearest: those at the same place, without the cell itself
     near[np.arange(2 * n), kind] -= 1
     alone = near.sum(axis=1) == 0
     if alone.any():
-        distance, index = nearest(places, min(TIES, len(places) - 1))
+        distance, index = nearest(*placed(given, places), min(TIES, len(places) - 1))
         tied = distance == distance[:, :1]
         near[alone] = (cells[index] * tied[..., None]).sum(axis=1)[at[alone]]
     return float(np.mean(near[np.arange(2 * n), kind] / near.sum(axis=1)))
@@ -130,7 +132,7 @@ def knn_precision(real, generated, *, k: int = 5) -> float:
     Parameters
     ----------
     real, generated
-        (n, d) and (m, d) points; at least k + 1 real cells.
+        (n, d) and (m, d) points, arrays or tensors; at least k + 1 real cells.
     k
         Neighbours that define the radius.
 
@@ -153,8 +155,9 @@ def knn_precision(real, generated, *, k: int = 5) -> float:
     0.667
     """
     from screpro.kernels.neighbours import nearest, radius_cover
+    from screpro.kernels.tiles import placed
 
-    real, generated = _sides(real, generated)
+    real, generated = placed((real, generated), *_sides(real, generated))
     return float(radius_cover(real, nearest(real, k)[0][:, -1], generated).mean())
 
 
@@ -189,7 +192,7 @@ def knn_recall(real, generated, *, k: int = 5) -> float:
     Parameters
     ----------
     real, generated
-        (n, d) and (m, d) points; at least k + 1 generated cells.
+        (n, d) and (m, d) points, arrays or tensors; at least k + 1 generated cells.
     k
         Neighbours that define the radius.
 
@@ -214,11 +217,14 @@ def knn_recall(real, generated, *, k: int = 5) -> float:
 
 
 def _sides(real, generated) -> tuple[np.ndarray, np.ndarray]:
-    real, generated = (np.asarray(x, np.float64) for x in (real, generated))
+    """Both sides as float64 points in main memory."""
+    from screpro.kernels.tiles import plain, points
+
+    real, generated = plain(real), plain(generated)
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise ScreproError(
             "Real and generated cells are points in the same space, (cells, dimensions).",
             got=f"shapes {real.shape} and {generated.shape}",
             fix="project both on the components of the real cells",
         )
-    return real, generated
+    return points("real", real).astype(np.float64), points("generated", generated).astype(np.float64)

@@ -46,7 +46,11 @@ MEAN = "mean over classes"
 
 @dataclass(frozen=True)
 class Report:
-    """Rows, one per score and group of cells, and what has to be said about them."""
+    """Rows, one per score and group of cells, and what has to be said about them.
+
+    A number is NaN where the score is not defined, and the notes say so, or where the column is of the other suite; it
+    is infinite where the score is. As JSON the first is null, the second the text ``"inf"``.
+    """
 
     rows: "pd.DataFrame"  # columns COLUMNS
     notes: list[str]
@@ -201,7 +205,8 @@ def _scldm_rows(
         rng=np.random.default_rng([seed, len(groups)]),
     )
     d = setup.fitted.axes.shape[1]
-    notes.insert(0, f"{pair.scale}; distances on {d} principal components of the real cells")
+    components = "1 principal component" if d == 1 else f"{d} principal components"
+    notes.insert(0, f"{pair.scale}; distances on {components} of the real cells")
     rows, gap, undefined = [], 0.0, {}
     for number, group in enumerate(groups):
         rng = np.random.default_rng([seed, number])
@@ -211,7 +216,9 @@ def _scldm_rows(
                 {
                     "suite": "scldm",
                     "metric": score.name,
-                    "variant": ", ".join(filter(None, [f"{d} PCs" if score.on == "points" else "", score.variant])),
+                    "variant": ", ".join(
+                        filter(None, [f"{d} PC{'s' * (d > 1)}" if score.on == "points" else "", score.variant])
+                    ),
                     "by": group.name,
                     **found.values,
                     "n_real": n_real,
@@ -223,15 +230,17 @@ def _scldm_rows(
                 }
             )
             gap = max(gap, found.gap)
-            if found.why:
-                undefined.setdefault((score.name, found.why), []).append(group.name)
+            for column, why in found.why.items():
+                undefined.setdefault((score.name, column, why), []).append(group.name)
             progress(f"{score.name}, {group.name}")
     for row in rows:
         if row["by"] == "all" and row["n_real"] + row["n_generated"] < len(groups[0].real) + len(groups[0].generated):
             sizes = f"{row['n_real']} real and {row['n_generated']} generated cells"
             notes.append(f"{row['metric']}: {sizes}, drawn at random where there are more")
-    for (name, why), where in undefined.items():
-        notes.append(f"{name}: not defined for {', '.join(where)}. {why}")
+    for (name, column, why), where in undefined.items():
+        beside = "" if column == "value" else f", {column}"
+        groups = ", ".join("all cells" if group == "all" else group for group in where)
+        notes.append(f"{name}{beside}: not defined for {groups}. {why}")
     notes.append(
         f"w2_exact: the cost of the transport is proven to be within {gap:.0e} of the least possible (dual gap)"
     )

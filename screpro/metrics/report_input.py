@@ -42,8 +42,8 @@ def pair_of(real: "AnnData", generated: "AnnData", *, hvg: int | None = None) ->
     Raises
     ------
     ScreproError
-        Fewer than four cells or two genes, duplicate or different genes, values that are not finite, counts against
-        other values, or more variable genes than there are genes.
+        Fewer than four cells or two genes, duplicate or different genes, no X, values that are not finite, counts
+        against other values, or more variable genes than there are genes.
     """
     for which, cells in (("real", real), ("generated", generated)):
         if cells.n_obs < 4 or cells.n_vars < 2:
@@ -109,7 +109,9 @@ def variable_genes(counts: sparse.csr_matrix, n_genes: int) -> np.ndarray:
 
     if not 2 <= n_genes <= counts.shape[1]:
         raise ScreproError(
-            f"--hvg is between 2 and the number of genes, {counts.shape[1]}.", got=n_genes, fix="choose fewer genes"
+            f"--hvg is between 2 and the number of genes, {counts.shape[1]}.",
+            got=n_genes,
+            fix="choose more genes, or leave --hvg out to keep all" if n_genes < 2 else "choose fewer genes",
         )
     try:
         found = sc.pp.highly_variable_genes(AnnData(counts), flavor="seurat_v3", n_top_genes=n_genes, inplace=False)
@@ -120,8 +122,10 @@ def variable_genes(counts: sparse.csr_matrix, n_genes: int) -> np.ndarray:
             fix="pip install scikit-misc",
         ) from None
     except ValueError as error:
+        said = error.args[0] if error.args else "a fit that failed"
+        said = said.decode(errors="replace") if isinstance(said, bytes) else str(said)  # the fit is Fortran's
         raise ScreproError(
-            "seurat_v3 fits a curve through the variances of many genes.", got=str(error).strip(), fix="leave --hvg out"
+            "seurat_v3 fits a curve through the variances of many genes.", got=said.strip(), fix="leave --hvg out"
         ) from None
     return np.flatnonzero(found["highly_variable"].to_numpy())
 
@@ -181,6 +185,12 @@ def column_of(which: str, cells: "AnnData", name: str, option: str) -> np.ndarra
 
 
 def _checked(which: str, matrix) -> sparse.csr_matrix:
+    if matrix is None:
+        raise ScreproError(
+            f"The {which} cells have their expression in X.",
+            got="no X",
+            fix="copy the layer to compare, for instance adata.X = adata.layers['counts'], and write the file again",
+        )
     x = sparse.csr_matrix(matrix)
     if not x.data.all():
         x = x.copy()  # the arrays are still the caller's

@@ -8,7 +8,7 @@
 `floor_control`     no effect: the real control cells
 ==================  ==================================================================================================
 
-The floors use all cells, as `value` does: their scores hardly depend on the number of cells.
+The floors use all cells, as `value` does: they stand beside it, the ceiling beside `value_equal_n`.
 
 The null test has cells of its own, those generated for the control condition, in place of a perturbation's: `value` is
 all of them against all real control cells, `value_equal_n` and `ceiling` are as many generated or real ones against
@@ -18,7 +18,7 @@ cells, drawn from all perturbations. `floor_control` is 0.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -37,8 +37,12 @@ from screpro.metrics.perturbation import (
 )
 from screpro.metrics.perturbation import compare as compare_effects
 from screpro.metrics.perturbation.cells import Cells, summary_side
-from screpro.metrics.perturbation.checks import check_values
+from screpro.metrics.perturbation.checks import TOTAL, check_values
+from screpro.metrics.perturbation.tables import Comparison
 from screpro.metrics.report_input import Pair
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Effects", "prepare", "rows"]
 
@@ -122,9 +126,8 @@ def rows(effects: Effects, *, seed: int, notes: list[str]) -> Iterator[dict]:
     m = pair.n_perturbations
     called = pair.real.significant.mean()
     notes.append(f"{m} perturbations; {called:.1%} of genes truly called: the floor of de_precision and de_auprc")
-    notes.append(
-        f"the same prediction for every perturbation scores (M + 1) / 2M = {(m + 1) / (2 * m):.3f} in every PDS"
-    )
+    notes.append(_without_skill(pair, tables["floor_control"]))
+    notes += _undefined(tables)
     every = catalogue()
     sizes = {
         name: np.bincount(cells.codes[cells.codes >= 0], minlength=m + 1)[:m]
@@ -132,15 +135,15 @@ def rows(effects: Effects, *, seed: int, notes: list[str]) -> Iterator[dict]:
     }
     for title, function in TABLE_4.items():
         name = function.__name__
-        for perturbation in ["all", *real.perturbations]:
+        for perturbation in [TOTAL, *real.perturbations]:
             if (name, perturbation) not in tables["value"].index:
                 continue  # one number for the whole data set
-            of = slice(None) if perturbation == "all" else [real.perturbations.index(perturbation)]
+            of = slice(None) if perturbation == TOTAL else [real.perturbations.index(perturbation)]
             yield {
                 "suite": "celleval",
                 "metric": name,
                 "variant": title,
-                "by": perturbation if perturbation == "all" else f"{effects.column}={perturbation}",
+                "by": perturbation if perturbation == TOTAL else f"{effects.column}={perturbation}",
                 **{column: float(table[name, perturbation]) for column, table in tables.items()},
                 **{n: int(of_each[of].sum()) for n, of_each in sizes.items()},
                 "n_genes": len(real.genes),
@@ -151,6 +154,35 @@ def rows(effects: Effects, *, seed: int, notes: list[str]) -> Iterator[dict]:
         notes.append("null test not made: no cells generated for the control condition are named (--generated-control)")
     else:
         yield _null_row(effects, seed=seed, notes=notes)
+
+
+def _without_skill(pair: Comparison, nothing: "pd.Series") -> str:
+    """What PDS gives to a prediction that knows no perturbation from another; `nothing`: scores of no effect."""
+    m, measured = pair.n_perturbations, int((pair.targets >= 0).sum())
+    if not measured:
+        constant = (m + 1) / (2 * m)
+        return f"the same prediction for every perturbation scores (M + 1) / 2M = {constant:.3f} in every PDS"
+    # the gene of the perturbation in question is left out, and the others keep theirs: see `pds_l1`
+    scores = [f"{nothing[f.__name__, TOTAL]:.3f} in {title}" for title, f in TABLE_4.items() if title[:3] == "PDS"]
+    return (
+        f"{measured} of {m} perturbations are named after a measured gene, which PDS leaves out for them: predicting "
+        f"no effect scores {', '.join(scores)}"
+    )
+
+
+def _undefined(tables: dict[str, "pd.Series"]) -> Iterator[str]:
+    """Which scores have no value in which columns, and which means leave perturbations out."""
+    whole: dict[tuple[str, ...], list[str]] = {}
+    for name in (function.__name__ for function in TABLE_4.values()):
+        empty = tuple(column for column, table in tables.items() if np.isnan(table[name, TOTAL]))
+        if empty:
+            whole.setdefault(empty, []).append(name)
+        missing = {column: int(table[name].isna().sum()) for column, table in tables.items() if column not in empty}
+        if parts := [f"{n} of {len(tables[column][name]) - 1} in {column}" for column, n in missing.items() if n]:
+            yield f"{name}: not defined for some perturbations, which its mean leaves out: {', '.join(parts)}"
+    for columns, names in whole.items():
+        where = "any column" if len(columns) == len(tables) else ", ".join(columns)
+        yield f"not defined in {where}: {', '.join(names)}"
 
 
 def _null_row(effects: Effects, *, seed: int, notes: list[str]) -> dict:

@@ -46,6 +46,9 @@ BLUR = 0.3
 """Of the Sinkhorn divergence, as a share of the spread of the real cells (root mean squared distance from their mean).
 A third of it takes about a hundred iterations, a tenth takes a thousand and often does not converge for few cells."""
 
+UNDEFINED = "Its page of the metric atlas says when."
+"""Why a score is NaN that raised no error."""
+
 
 class Cells(NamedTuple):
     """The same cells twice."""
@@ -87,6 +90,7 @@ SCORES = (
     Score("frechet_distance", "points", "squared distance"),
     Score("energy_distance_v", "points", "distance"),
     Score("energy_distance_u", "points", "distance"),
+    Score("energy_distance_half", "points", "distance"),
     Score("sinkhorn_divergence", "points", "squared distance", f"blur {BLUR:g} spread", most=MOST_SINKHORN),
     Score("one_nn_accuracy", "points", "share of cells", equal=True),
     Score("knn_precision", "points", "share of cells"),
@@ -106,7 +110,7 @@ class Scored(NamedTuple):
     values: dict[str, float]  # a number for each of COLUMNS; NaN where the score is not defined
     n: tuple[int, int, int]  # real and generated cells behind `value`, cells on either side behind the others
     gap: float  # exact W2 only, else 0: largest share of its cost by which a plan could be above the optimum
-    why: str  # why `value` is not defined, if it is not
+    why: dict[str, str]  # for each of COLUMNS where the score is not defined: why
 
 
 def setup_of(
@@ -172,12 +176,12 @@ def score_group(setup: Setup, real: np.ndarray, generated: np.ndarray, *, rng: n
             values={name: each[0] for name, each in found.items()},
             n=(*score.sizes(len(real), len(generated)), score.sizes(h, h)[0]),
             gap=max(each[1] for each in found.values()),
-            why=found["value"][2],
+            why={name: each[2] for name, each in found.items() if each[2]},
         )
 
 
 def _compute(score: Score, a, b, *, rng: np.random.Generator) -> tuple[float, float, str]:
-    """Value, gap, and why there is no value: too few cells for this score, or cells that are all equal."""
+    """Value, gap, and why there is no value: too few cells for this score, or cells that leave it undefined."""
     try:
         if score.most:
             a, b = (side[np.sort(rng.permutation(len(side))[: score.most])] for side in (a, b))
@@ -187,7 +191,8 @@ def _compute(score: Score, a, b, *, rng: np.random.Generator) -> tuple[float, fl
         options = {}
         if score.name == "sinkhorn_divergence":
             options["blur"] = BLUR * float(np.sqrt(a.var(axis=0).sum()))
-        return float(catalogue()[score.name].function(a, b, **options)), 0.0, ""
+        value = float(catalogue()[score.name].function(a, b, **options))
+        return value, 0.0, UNDEFINED if np.isnan(value) else ""
     except ScreproError as error:
         return float("nan"), 0.0, error.rule
 

@@ -15,9 +15,10 @@ that cannot change the answer are left out (5120 -> D gene layer, control head, 
 for its output). ``perturbdiff_authors`` translates their names and sizes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,7 +44,8 @@ class PerturbDiffConfig:
     heads: int = 8
     mlp_ratio: float = 4.0  # width of the MLP's hidden layer / D
     labels: Mapping[str, int] = field(default_factory=dict)  # attribute -> number of labels with a learned vector
-    semantic: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # attribute -> (labels, frozen vector size)
+    # attribute -> (labels, size of their frozen vectors), which `PerturbDiff.set_semantic` or a state dict brings
+    semantic: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     label_width: int = 128
     sources: int = 1  # of pre-training; each has an entrance of its own
     attention: str = "features"
@@ -140,13 +142,18 @@ class Covariates(nn.Module):
 
     Learned attributes have one vector per label; semantic ones a frozen vector per label (of a language model, say)
     and a linear map. The control label of a learned table is a label like any other.
+
+    Frozen vectors are NaN until they are set, so that a network without them answers with NaN and not with something.
     """
 
     def __init__(self, config: PerturbDiffConfig):
         super().__init__()
         self.tables = nn.ModuleDict({name: nn.Embedding(n, config.label_width) for name, n in config.labels.items()})
         self.frozen = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(shape), requires_grad=False) for name, shape in config.semantic.items()}
+            {
+                name: nn.Parameter(torch.full(shape, torch.nan), requires_grad=False)
+                for name, shape in config.semantic.items()
+            }
         )
         self.maps = nn.ModuleDict(
             {name: nn.Linear(size, config.label_width) for name, (_, size) in config.semantic.items()}
@@ -199,6 +206,56 @@ class PerturbDiff(nn.Module):
             nn.init.zeros_(module.weight)
         nn.init.normal_(self.shared)
         nn.init.normal_(self.no_condition)
+
+    @torch.no_grad()
+    def set_semantic(
+        self,
+        attribute: str,
+        vectors: Mapping[str, Sequence[float]],
+        *,
+        names: Sequence[str],
+        control: str | None = None,
+    ) -> None:
+        """Give the labels of an attribute their frozen vectors: of a language model of genes or drugs, for example.
+
+        Parameters
+        ----------
+        attribute
+            One of ``config.semantic``.
+        vectors
+            Name of a label -> its vector, (size,); other names are ignored.
+        names
+            Labels in the order of their numbers.
+        control
+            The label that may lack a vector: it gets the mean of the others, as in the paper (the authors' code takes
+            one number, the mean over everything).
+
+        Raises
+        ------
+        ScreproError
+            The attribute has no frozen vectors, labels are not as many as the network has, a label has none, or one is
+            of another size or not finite.
+        """
+        if attribute not in self.config.semantic:
+            raise ScreproError(
+                "Frozen vectors belong to an attribute that the network was built with as a semantic one.",
+                got=attribute,
+                fix=f"one of {', '.join(self.config.semantic) or 'none'}, or name it in the configuration's `semantic`",
+            )
+        n, size = self.config.semantic[attribute]
+        without = [name for name in names if name not in vectors and name != control]
+        given = {name: np.asarray(vectors[name], dtype=np.float32) for name in names if name in vectors}
+        wrong = [name for name, vector in given.items() if vector.shape != (size,) or not np.isfinite(vector).all()]
+        if len(names) != n or without or wrong or not given:
+            raise ScreproError(
+                f"Each of the {n} labels of {attribute} has a frozen vector of {size} finite numbers.",
+                got=f"{len(names)} labels; without a vector: {', '.join(without[:5]) or 'none'}; "
+                f"of another shape or not finite: {', '.join(wrong[:5]) or 'none'}",
+                fix="pass a vector for every label, the control excepted, or leave the attribute to a learned table",
+            )
+        mean = np.mean(list(given.values()), axis=0)
+        table = np.stack([given.get(name, mean) for name in names])
+        self.covariates.frozen[attribute].copy_(torch.from_numpy(table))
 
     def forward(
         self,

@@ -43,6 +43,14 @@ class ScDiffConfig:
     classes: Mapping[str, int] = field(default_factory=dict)  # rows of each class table, the null row included
     n_batches: int = 0  # rows of the batch table, the null row included; 0: no batch embedding
 
+    def __post_init__(self):
+        if self.head_width is None and self.width % self.heads:
+            raise ScreproError(
+                "The width of the network is a multiple of its heads.",
+                got=f"width {self.width}, {self.heads} heads",
+                fix=f"width {max(1, round(self.width / self.heads)) * self.heads}",
+            )
+
 
 class Tokens(NamedTuple):
     """One condition token per cell for one block: cell i has token ``rows[index[i]]``.

@@ -1,4 +1,4 @@
-r"""The exchangeable auto-encoder of scLDM: section 3.1, equations 3 to 8, Property 1 to 4, appendix F, Figure 1.
+r"""The exchangeable auto-encoder of scLDM: section 3.2, equations 2 to 7, 17 to 20 (F.2), Properties 1 to 4, Figure 1.
 
 A cell is the set of its expressed genes with their counts. Every gene is a token, m learned pseudo-inputs pool the
 tokens (MCAB), L transformer blocks work on the m tokens, and q channels of each are the latent Z (m, q). The decoder
@@ -9,7 +9,7 @@ tokens, q channels of one, F hidden width of an MLP.
 
 Where this differs from the paper (following the authors' code, with which it agrees to 1e-5):
 - the encoder is deterministic and its output passes a LayerNorm without weights over the q channels of each token;
-  the Gaussian posterior and the KL term of eq. 1 exist only as the option `posterior` (Table 9 lists weights 0, 1e-5).
+  the Gaussian posterior and the KL term of eq. 1 exist only as the option `posterior` (Table 11 lists weights 0, 1e-5).
 - eq. 4: the residual adds the pseudo-inputs themselves, not a linear map of them.
 - eq. 6: the count enters as log1p(count), repeated D times after the gene's embedding, not before it ("projconcat").
 - F.2: theta is one value per gene ("gene"), or one per cell and gene ("cell_gene"); one value for all genes is not
@@ -74,7 +74,7 @@ included."""
 
 
 class GeneTokens(nn.Module):
-    """Gene table and how counts enter it (eqs. 5, 6). Row 0 of the table is padding, gene g has row g + 1."""
+    """Gene table and how counts enter it (eq. 6). Row 0 of the table is padding, gene g has row g + 1."""
 
     def __init__(self, n_genes: int, width: int, mixing: str):
         super().__init__()
@@ -97,7 +97,7 @@ class GeneTokens(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """Multi-head cross-attention block, MCAB (eqs. 3, 4): queries look at tokens, then a gated MLP."""
+    """Multi-head cross-attention block, MCAB (eqs. 2 to 4): queries look at tokens, then a gated MLP."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -141,7 +141,7 @@ class Block(nn.Module):
 
 
 class Pool(nn.Module):
-    """Any number of gene tokens -> m latent tokens through one MCAB with learned pseudo-inputs S (eq. 7)."""
+    """Any number of gene tokens -> m latent tokens through one MCAB with learned pseudo-inputs S (eqs. 2, 5)."""
 
     def __init__(self, config: AutoEncoderConfig):
         super().__init__()

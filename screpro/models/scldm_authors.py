@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.models.checkpoints import below, read_state
 from screpro.models.scldm import AutoEncoder, AutoEncoderConfig
 from screpro.models.scldm_velocity import VelocityConfig, VelocityNetwork
 
@@ -126,31 +126,17 @@ def read_checkpoint(path: str | Path) -> dict[str, dict[str, Tensor]]:
     ScreproError
         The file is missing, truncated, holds more than weights, or holds no network known here.
     """
-    path = Path(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state = content["state_dict"]
-        names = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    except FileNotFoundError:
-        raise ScreproError(
-            "The checkpoint must exist.",
-            got=str(path),
-            fix="check the path, or bring the authors' files, for example screpro data get scldm_weights_census_20M; "
-            "numbers of heads and the order of genes and labels are needed as well",
-        ) from None
-    except Exception as error:  # torch raises half a dozen kinds, one of them bare RuntimeError
-        raise ScreproError(
-            "A checkpoint is a complete Lightning file whose state_dict holds tensors and nothing that runs code.",
-            got=f"{path}: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
-            fix="download it again; a file with pickled objects must be re-saved as weights by its owner",
-        ) from None
+    names = read_state(
+        path,
+        missing="check the path, or bring the authors' files, for example screpro data get scldm_weights_census_20M; "
+        "numbers of heads and the order of genes and labels are needed as well",
+    )
     found: dict[str, dict[str, Tensor]] = {}
     for kind, rules, anchor in (
         ("autoencoder", _AUTOENCODER, "input_layer.gene_embedding.weight"),
         ("velocity", _VELOCITY, "t_embedder.mlp.0.weight"),
     ):
-        for prefix in sorted({name.removesuffix(anchor) for name in names if name.endswith(anchor)}, key=len)[:1]:
-            inside = {name.removeprefix(prefix): t for name, t in names.items() if name.startswith(prefix)}
+        if inside := below(names, anchor):
             known = [pattern for pattern, _, _ in rules] + [r"^encoder\.pos_embed$"]
             found[kind] = {name: t for name, t in inside.items() if any(re.search(p, name) for p in known)}
     if not found:

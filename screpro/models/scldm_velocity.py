@@ -1,4 +1,4 @@
-"""The velocity network of scLDM: section 3.2, equations 9 to 11, appendices F.3 and K. A transformer (DiT).
+"""The velocity network of scLDM: section 3.2 (no equation), Table 9 and appendix K. A transformer (DiT).
 
 Letters in shape comments: B cells, m latent tokens, q channels of one, D width.
 

@@ -106,9 +106,7 @@ def accept() -> int:
             width = 0.1 * abs(mean) if math.isnan(error) else max(4 * error, 0.02 * abs(mean))
             width = max(width, 1e-9)
             low, high = mean - width, mean + width
-            if (
-                group[GROUP.index("metric")] == "relative_error"
-            ):  # rounding, which machines do differently
+            if group[GROUP.index("metric")] == "relative_error":  # rounding, which machines do differently
                 low, high = 0.0, max(10 * mean, 1e-9)
             bands.append({"run": run, **dict(zip(GROUP, group, strict=True)), "low": low, "high": high})
     bands.sort(key=lambda b: (b["run"], _group(b)))

@@ -1,4 +1,4 @@
-"""Is one method better than another? Paired over splits and seeds, with the standard error as the margin."""
+"""Is one method better than another? Paired over splits and seeds, the standard error being the margin."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from screpro.records.results import TIERS
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "compare", "heaviest", "measured_once", "merit", "own_file", "plain"]
+__all__ = ["Comparison", "compare", "heaviest", "measured_once", "merit", "own_file", "plain", "standard_error"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,36 @@ def heaviest(rows: "pd.DataFrame", tiers: Sequence[str] = TIERS) -> "pd.DataFram
     return rows[rank == rank.groupby(rows["dataset"]).transform("max")]
 
 
+def standard_error(values: "pd.Series", splits: "pd.Series") -> float:
+    """Standard error of the mean of runs, of which those of one split are not independent.
+
+    Seeds of a split share its cells: what is easy or hard about them comes back with every seed, and counting each
+    seed as one more observation would make the error too small.
+
+    Parameters
+    ----------
+    values
+        (runs,) a score, or a difference between two methods.
+    splits
+        (runs,) the split of each run.
+
+    Returns
+    -------
+    float
+        Of three splits or more: the standard error over the means of splits. Of two: half the distance of their
+        means, which is the same formula, but no less than the standard error over runs, for two numbers are close by
+        chance too often. Of one: over runs, which says nothing about other cells. nan for a single run.
+    """
+    if len(values) < 2:
+        return math.nan
+    over_runs = float(values.std(ddof=1) / math.sqrt(len(values)))
+    means = values.groupby(splits).mean()
+    if len(means) < 2:
+        return over_runs
+    over_splits = float(means.std(ddof=1) / math.sqrt(len(means)))
+    return over_splits if len(means) > 2 else max(over_runs, over_splits)
+
+
 def compare(rows: "pd.DataFrame", method: str, against: str) -> list[Comparison]:
     """Compare two methods on every (data set, tier) where both have rows.
 
@@ -89,8 +119,8 @@ def compare(rows: "pd.DataFrame", method: str, against: str) -> list[Comparison]
     -------
     list of Comparison
         A pair is one split and seed; rows without a seed (a method without randomness) pair with every seed
-        of the same split. A win is a mean difference above the standard error of the paired differences. One
-        pair has no standard error, so it is a tie.
+        of the same split. A win is a mean difference above the standard error of the paired differences
+        (`standard_error`: over splits where there are several). One pair has none, so it is a tie.
 
     Raises
     ------
@@ -109,7 +139,7 @@ def compare(rows: "pd.DataFrame", method: str, against: str) -> list[Comparison]
         direction = first["direction"].iloc[0]
         gaps = merit(pairs["value_x"], direction) - merit(pairs["value_y"], direction)
         difference = float(gaps.mean())
-        error = float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan
+        error = standard_error(gaps, pairs["split"])
         outcome = "tie"
         if abs(difference) > error and difference != 0:  # False for nan
             outcome = "win" if difference > 0 else "loss"

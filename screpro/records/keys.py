@@ -126,7 +126,9 @@ def named_data(parameters: Mapping[str, Any]) -> list[str]:
 def named_files(parameters: Mapping[str, Any]) -> list[str]:
     """Files beside the cells: a graph, an ontology, embeddings given as ``name=file``. An edited one is another run."""
     files = [path for name in FILES if (path := parameters.get(name))]
-    return files + [path for text in parameters.get("embeddings") or [] if (path := text.partition("=")[2])]
+    from screpro.tasks.embedding_file import named_file
+
+    return files + [named_file(text)[1] for text in parameters.get("embeddings") or []]
 
 
 def is_file_name(name: str) -> bool:

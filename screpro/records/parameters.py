@@ -222,7 +222,8 @@ def resolve(sheet: Sheet, given: Iterable[tuple[str, str]] | Mapping[str, Any] =
     Raises
     ------
     ScreproError
-        Unknown name (names the nearest), wrong type, or outside the range or choices (names them).
+        Unknown name (names the nearest), wrong type, outside the range or choices (names them), or an empty list
+        where the default is not one.
     """
     values = dict(sheet.defaults)
     for name, value in given.items() if isinstance(given, Mapping) else given:
@@ -284,6 +285,12 @@ def _wrong_type(parameter: Parameter, value: Any) -> ScreproError:
 
 def _check(parameter: Parameter, value: Any) -> Any:
     value = _fit(parameter, parameter.type, value)
+    if value == [] and parameter.default != []:  # pages read it as "the tier's", which is what none says
+        raise ScreproError(
+            f"{parameter.name} is not an empty list",
+            got="[]",
+            fix=f"give at least one{', or none' if parameter.type.optional else ''}",
+        )
     for element in _leaves(value):
         if parameter.choices and to_text(element) not in parameter.choices:
             raise ScreproError(

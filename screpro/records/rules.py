@@ -1,19 +1,26 @@
 """How rows decide a claim: the kinds of rule that ``claims.toml`` can name.
 
 Every rule compares methods on each data set at its heaviest recorded tier, paired over splits and seeds, and calls a
-difference real when it exceeds the standard error of the paired differences (``records.compare``). All share the
-fields ``page`` (the notebook whose rows count), ``metric``, ``metric_variant``, ``tiers``, ``min_datasets``,
-``min_seeds`` and, optionally, ``datasets`` (only these). Rows of the item "tuning", scores on validation cells, never
-count.
+difference real when it exceeds the standard error of the paired differences, which is taken over splits where there
+are several (``records.compare``). All share the fields ``page`` (the notebook whose rows count), ``metric``,
+``metric_variant``, ``tiers``, ``min_datasets``, ``min_seeds`` and, optionally, ``datasets`` (only these). Rows of the
+item "tuning", scores on validation cells, never count.
+
+A rule of the kind ``wins`` may have ``own_variants``: the rows of `method` are then those of these variants (of several
+measured ones the last), while the others' are of ``metric_variant``. It names a way of sampling, which the others do
+not have.
+
+Any rule may have two more fields. ``needs`` is a floor: data sets decide only where a method has reached it (`_needs`).
+``untested`` names the part of the statement that the rule does not test, so that it cannot be supported as a whole.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from screpro.errors import ScreproError
-from screpro.records.compare import Comparison, compare, heaviest, plain
+from screpro.records.compare import Comparison, compare, heaviest, plain, standard_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +41,16 @@ class Verdict:
 
 def decide(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     """Apply the rule `test` to result rows."""
-    return _KINDS[test["kind"]][0](test, results)
+    apply = _KINDS[test["kind"]][0]
+    decided = apply(test, results)
+    if "needs" in test and decided.word != NOT_TESTED:
+        decided = _needs(test, results, decided)
+    if "untested" in test and decided.word != NOT_TESTED:
+        rest = f"Not tested: {test['untested']}."
+        if decided.word == "supported":  # one part that fails refutes a statement, one that holds does not prove it
+            return replace(decided, word="inconclusive", evidence=f"Supported in part. {rest} {decided.evidence}")
+        return replace(decided, evidence=f"{decided.evidence}. {rest}")
+    return decided
 
 
 def check(claim: str, test: Mapping[str, Any]) -> None:
@@ -52,13 +68,27 @@ def check(claim: str, test: Mapping[str, Any]) -> None:
         )
     _, needed, optional = _KINDS[kind]
     missing = [name for name in needed if name not in test]
-    unknown = [name for name in test if name not in ("kind", "page", *needed, *optional)]
+    unknown = [name for name in test if name not in ("kind", "page", *_ANY, *needed, *optional)]
     if missing or unknown:
         raise ScreproError(
-            f"a test of kind {kind} has the fields {', '.join(needed)} and may have {', '.join(optional)}",
+            f"a test of kind {kind} has the fields {', '.join(needed)} and may have {', '.join((*optional, *_ANY))}",
             got=f"{claim}: missing {missing}, unknown {unknown}",
             fix="correct claims.toml",
         )
+    if kind == "wins" and not [*test["against"], *test.get("lost_to", [])]:
+        raise ScreproError(
+            "a test of kind wins can be lost", got=f"{claim}: `against` is empty and there is no `lost_to`",
+            fix="name in `lost_to` whom the method may not be behind",
+        )  # fmt: skip
+    if need := test.get("needs"):
+        known = ("method", "metric", "metric_variant", "above", "above_variant")
+        missing = [name for name in ("metric", "above") if name not in need]
+        missing += ["method"] if "method" not in {**test, **need} else []
+        if odd := [f"missing {m}" for m in missing] + [f"unknown {name}" for name in need if name not in known]:
+            raise ScreproError(
+                f"`needs` of a test has the fields {', '.join(known)}; the variants may be left out",
+                got=f"{claim}: {', '.join(odd)}", fix="correct claims.toml",
+            )  # fmt: skip
     for name in ("supported", "contradicted"):
         share = test.get(name, "any")
         if not (isinstance(share, float) and 0 < share <= 1) and share not in _SHARES:
@@ -74,8 +104,17 @@ def check(claim: str, test: Mapping[str, Any]) -> None:
 
 
 def _rows(test: Mapping[str, Any], results: "pd.DataFrame", variant: str) -> "pd.DataFrame":
+    import pandas as pd
+
     rows = results[(results["metric"].map(plain) == plain(test["metric"])) & (results["item"] != "tuning")]
-    rows = rows[rows["metric_variant"].map(plain) == plain(variant)]
+    variants = rows["metric_variant"].map(plain)
+    kept = variants == plain(variant)
+    if "own_variants" in test:
+        own = rows["method"].map(plain) == plain(test["method"])
+        parts = [rows[own & (variants == plain(name))] for name in test["own_variants"]]  # `compare` keeps the last
+        rows = pd.concat([rows[kept & ~own], *parts]).assign(metric_variant=variant)
+    else:
+        rows = rows[kept]
     if "datasets" in test:
         rows = rows[rows["dataset"].isin(test["datasets"])]
     return heaviest(rows, test["tiers"])
@@ -114,11 +153,48 @@ def _gap(c: Comparison, other: str = "") -> str:
 
 def _where(each: Mapping[str, Comparison]) -> str:
     some = next(iter(each.values()))
-    return f"({some.n_pairs} pairs, {some.tier})"
+    return f"({some.n_pairs} pairs{f' of {some.n_splits} splits' * (some.n_splits > 1)}, {some.tier})"
 
 
 def _needed(share: float, n: int) -> int:
     return max(1, math.ceil(share * n - 1e-9))
+
+
+def _needs(test: Mapping[str, Any], results: "pd.DataFrame", decided: Verdict) -> Verdict:
+    """The verdict of the data sets on which a method is ahead of a floor by more than the standard error.
+
+    ``needs`` names the ``method`` (by default that of the rule), the ``metric`` and, as ``above``, the floor; with
+    ``metric_variant`` and ``above_variant`` where the two stand under other variants. A set without a row of the floor
+    does not decide either. If too few are left the claim is inconclusive, and the evidence says what the rows would
+    have read.
+    """
+    import pandas as pd
+
+    need = test["needs"]
+    method, floor = need.get("method", test.get("method")), need["above"]
+    rows = results[(results["metric"].map(plain) == plain(need["metric"])) & (results["item"] != "tuning")]
+    sides = ((method, need.get("metric_variant", "")), (floor, need.get("above_variant", "")))
+    pair = pd.concat(
+        rows[(rows["method"].map(plain) == plain(name)) & (rows["metric_variant"].map(plain) == plain(variant))]
+        for name, variant in sides
+    ).assign(metric_variant="")
+    found = {each.dataset: each for each in compare(heaviest(pair), method, floor)}
+    below = {}
+    for dataset in dict.fromkeys(decided.rows["dataset"]):
+        if dataset not in found:
+            below[dataset] = f"no row of {floor}"
+        elif found[dataset].outcome != "win":
+            below[dataset] = _gap(found[dataset])
+    if not below:
+        return decided
+    said = "; ".join(f"{dataset} ({why})" for dataset, why in below.items())
+    said = f"Not decided where {method} is not shown to be above {floor} by {need['metric']}: {said}."
+    rest = _KINDS[test["kind"]][0](test, results[~results["dataset"].isin(list(below))])
+    if rest.word != NOT_TESTED:
+        return replace(rest, evidence=f"{said} {rest.evidence}")
+    return replace(
+        decided, word="inconclusive", evidence=f"{said} Without this condition: {decided.word}. {decided.evidence}"
+    )
 
 
 # --- the kinds --------------------------------------------------------------------------------------------
@@ -128,9 +204,10 @@ def _wins(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     """`method` is ahead of every one of `against` on a share `at_least` of the data sets.
 
     A set is won when that holds and no method of `not_behind` or `lost_to` is ahead; it is lost when one of
-    `against` or `lost_to` is ahead. With `metric_variants` both have to hold under every variant. The claim is
-    supported when `at_least` of the sets are won, contradicted when `lost_at_least` (by default the same share) are
-    lost or, with `no_win_contradicts`, when none is won.
+    `against` or `lost_to` is ahead. Where not being behind is enough, `against` is empty and `lost_to` names whom.
+    With `metric_variants` both have to hold under every variant. The claim is supported when `at_least` of the sets
+    are won, contradicted when `lost_at_least` (by default the same share) are lost or, with `no_win_contradicts`, when
+    none is won.
     """
     import pandas as pd
 
@@ -168,9 +245,10 @@ def _wins(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
             gaps = ", ".join(_gap(own[other], other if len(everyone) > 1 else "") for other in everyone)
             parts.append(f"{variant + ': ' if len(variants) > 1 else ''}{gaps}")
         sentences.append(f"{dataset} {'; '.join(parts)} {_where(found[0][dataset])}")
+    own = " or ".join(test.get("own_variants", []))
     evidence = (
-        f"{test['method']} {'ahead of' if against else 'not behind'} {', '.join(against or not_behind)} on {wins}, "
-        f"behind on {losses} of {len(sets)} data sets "
+        f"{test['method']}{own and f' ({own})'} {'ahead of' if against else 'not behind'} "
+        f"{', '.join(against or lost_to)} on {wins}, behind on {losses} of {len(sets)} data sets "
         f"({needed} decide): {'; '.join(sentences)}"
     )
     return Verdict(word, evidence, used)
@@ -257,7 +335,8 @@ def _ratio(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
 def _above(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     """The mean of `method` exceeds `limit` by more than its standard error on every data set.
 
-    Contradicted when on every set the mean is at most `too_low`, by default the limit.
+    Contradicted when on every set the mean is at most `too_low`, by default the limit; with `margin_both_ways` when
+    it is below that by more than its standard error.
     """
     return _beyond(test, results, 1, test.get("too_low", test["limit"]))
 
@@ -265,7 +344,8 @@ def _above(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
 def _below(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     """The mean of `method` is below `limit` by more than its standard error on every data set.
 
-    Contradicted when on every set the mean is at least the limit.
+    Contradicted when on every set the mean is at least the limit; with `margin_both_ways` when it is above the limit
+    by more than its standard error.
     """
     return _beyond(test, results, -1, test["limit"])
 
@@ -276,14 +356,17 @@ def _beyond(test: Mapping[str, Any], results: "pd.DataFrame", sign: int, reverse
     found = {}
     for dataset, own in used.drop_duplicates(["dataset", "split", "seed"], keep="last").groupby("dataset"):
         if own["seed"].nunique() >= test["min_seeds"]:
-            values = own["value"]
-            found[dataset] = (values.mean(), values.std(ddof=1) / math.sqrt(len(values)), len(values))
+            found[dataset] = (own["value"].mean(), standard_error(own["value"], own["split"]), len(own))
     if len(found) < test["min_datasets"]:
         return _too_few(test, len(found), used)
+    past = [sign * (reversed_at - mean) for mean, _, _ in found.values()]
+    errors = [error for _, error, _ in found.values()]
     word = "inconclusive"
     if all(sign * (mean - test["limit"]) > error for mean, error, _ in found.values()):
         word = "supported"
-    elif all(sign * (mean - reversed_at) <= 0 for mean, _, _ in found.values()):
+    elif test.get("margin_both_ways"):
+        word = "contradicted" if all(p > error for p, error in zip(past, errors, strict=True)) else "inconclusive"
+    elif all(p >= 0 for p in past):
         word = "contradicted"
     said = "; ".join(f"{d} {mean:+.3f} ± {error:.3f} ({n} runs)" for d, (mean, error, n) in found.items())
     return Verdict(word, f"{test['metric']}, {test['method']}: {said}", used)
@@ -292,24 +375,24 @@ def _beyond(test: Mapping[str, Any], results: "pd.DataFrame", sign: int, reverse
 def _all(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     """Every part is supported (`supported`: "most" or "half" are); contradicted when any part is (or "most", "all").
 
-    "most" is more than half; a number is the least share itself.
+    "most" is more than half; a number is the least share itself. A part that is not tested yet leaves the whole not
+    tested, unless it is contradicted whatever that part will say.
     """
     import pandas as pd
 
     parts = [decide(part, results) for part in test["parts"]]
     words = [part.word for part in parts]
+    yes, no, open_ = (words.count(w) / len(words) for w in ("supported", "contradicted", NOT_TESTED))
     word = "inconclusive"
-    if NOT_TESTED in words:
+    if no >= _share(test.get("contradicted", "any")) and yes + open_ < _share(test.get("supported", "all")):
+        word = "contradicted"  # whatever the parts that are not tested yet will say
+    elif open_:
         word = NOT_TESTED
-    else:
-        yes, no = (words.count(w) / len(words) for w in ("supported", "contradicted"))
-        if yes >= _share(test.get("supported", "all")):
-            word = "supported"
-        elif no >= _share(test.get("contradicted", "any")):
-            word = "contradicted"
+    elif yes >= _share(test.get("supported", "all")):
+        word = "supported"
     rows = [part.rows for part in parts if part.rows is not None]
     named = zip(test["parts"], parts, strict=True)
-    said = [p.evidence if p.word == NOT_TESTED else f"[{p.word}] {_score(part)}{p.evidence}" for part, p in named]
+    said = [f"[{p.word}] {_score(part)}{p.evidence}" for part, p in named]
     return Verdict(word, ". ".join(said), pd.concat(rows, ignore_index=True) if rows else None)
 
 
@@ -336,19 +419,20 @@ def _none(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
 
 _SHARED = ("metric", "tiers", "min_datasets", "min_seeds")
 _MAYBE = ("metric_variant", "datasets")
+_ANY = ("needs", "untested")
 
 #: kind -> (how it is decided, fields it needs, fields it may have)
 _KINDS: dict[str, tuple[Callable[[Mapping[str, Any], "pd.DataFrame"], Verdict], tuple, tuple]] = {
     "wins": (
         _wins,
         ("method", "against", "at_least", *_SHARED),
-        ("metric_variants", "not_behind", "lost_to", "lost_at_least", "no_win_contradicts", *_MAYBE),
+        ("metric_variants", "not_behind", "lost_to", "lost_at_least", "no_win_contradicts", "own_variants", *_MAYBE),
     ),
     "gap": (_gap_of, ("method", "against", "by", *_SHARED), ("other_below", *_MAYBE)),
     "within": (_within, ("methods", "base", "limit", *_SHARED), _MAYBE),
     "ratio": (_ratio, ("method", "against", "at_most", "too_much", *_SHARED), _MAYBE),
-    "above": (_above, ("method", "limit", *_SHARED), ("too_low", *_MAYBE)),
-    "below": (_below, ("method", "limit", *_SHARED), _MAYBE),
+    "above": (_above, ("method", "limit", *_SHARED), ("too_low", "margin_both_ways", *_MAYBE)),
+    "below": (_below, ("method", "limit", *_SHARED), ("margin_both_ways", *_MAYBE)),
     "all": (_all, ("parts",), ("supported", "contradicted")),
     "none": (_none, (), ()),
 }

@@ -123,9 +123,11 @@ def _with_whole_paths(values: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = own[0] if isinstance(value, str) else own
         elif name in keys.FILES and value:
             found[name] = file(name, value)
-        elif name == "embeddings" and value:  # each "name=file"; the page says what is wrong with one without a name
-            parts = [text.partition("=") for text in value]
-            found[name] = [t + sign + file(name, path) if sign else t for t, sign, path in parts]
+        elif name == "embeddings" and value:  # each "name=file" or "name=file.h5ad#key"
+            from screpro.tasks.embedding_file import named_file
+
+            parts = [named_file(text) for text in value]
+            found[name] = [f"{own}={file(name, path)}" + (f"#{key}" if key else "") for own, path, key in parts]
         elif name == "language_model" and value and Path(value).expanduser().is_dir():
             found[name] = whole(value)
     return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from screpro.errors import ScreproError
 from screpro.records.compare import Comparison, compare, measured_once, merit, own_file, plain
 from screpro.records.paper import paper_values
+from screpro.records.results import TIERS
 from screpro.records.sources import nearest
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Table", "facts_table", "paper_table", "side_by_side", "spread"]
 
 KINDS = ("model", "baseline", "trivial", "ceiling")
+SEEDS = 3  # of a comparison that a verdict counts, as in the rules of claims
 
 
 def spread(mean: float, deviation: float | None, digits: int = 3) -> str:
@@ -141,7 +143,7 @@ def side_by_side(
         Our method -> the paper's name of it, where they differ by more than case and punctuation.
     kinds
         Method, by our name or the paper's -> ``baseline``, ``trivial`` or ``ceiling``; the subject is
-        ``model``, others ``baseline``.
+        ``model``, others ``baseline``. A ceiling has no verdict: nobody is meant to be ahead of it.
     titles
         Our name of a method -> how to print it, where the paper does not name it.
     caption
@@ -194,15 +196,16 @@ def side_by_side(
         against = [] if mine is None or is_subject else compare(chosen, subject, ours[mine])
         comparisons[name] = against
         paper_gaps = _paper_gaps(printed, in_paper.get(subject_in_paper), in_paper.get(theirs))
+        kind = "model" if is_subject else kind_of.get(mine) or kind_of.get(theirs) or "baseline"
         rows.append(
             Row(
                 method=name,
-                kind="model" if is_subject else kind_of.get(mine) or kind_of.get(theirs) or "baseline",
+                kind=kind,
                 paper=(_paper_range(printed, in_paper.get(theirs)),)
                 if all_stand_ins
                 else tuple(_paper_cell(printed, in_paper.get(theirs), d) for d in paper_sets),
                 ours=tuple(_our_cell(chosen, ours.get(mine), d, t, digits) for d, t in sets),
-                verdict="" if is_subject else _verdict(subject, paper_gaps, against),
+                verdict="" if is_subject or kind == "ceiling" else _verdict(subject, paper_gaps, against),
             )
         )
     order = {kind: i for i, kind in enumerate(KINDS)}
@@ -217,7 +220,8 @@ def side_by_side(
         rows=tuple(rows),
         note=(
             "Reproduced: mean ± standard deviation over splits and seeds. A method is ahead on a data set "
-            "when the mean difference exceeds the standard error of the paired differences."
+            "when the mean difference exceeds the standard error of the paired differences, taken over splits where "
+            f"there are several. Verdicts count data sets run with at least {SEEDS} seeds at a tier above ci."
         ),
         comparisons=comparisons,
     )
@@ -288,8 +292,20 @@ def _verdict(subject: str, paper_gaps: Sequence[float], here: Sequence[Compariso
     here = [c for c in here if not own_file(c.dataset)]
     if not here:
         return f"{subject} {own}"
-    said = _agreement(subject, paper_gaps, here)
+    if counted := _counted(here):
+        said = _agreement(subject, paper_gaps, counted)
+    else:
+        said = "ci run only" if all(c.tier == "ci" for c in here) else f"fewer than {SEEDS} seeds"
     return f"{said}; {own}" if own else said
+
+
+def _counted(here: Sequence[Comparison]) -> list[Comparison]:
+    """What a verdict counts: of every data set the heaviest tier above ci with enough seeds.
+
+    A ci run shows that the page works; it has one seed, whose pair is a tie whatever it shows.
+    """
+    enough = [c for c in here if c.tier != "ci" and c.n_seeds >= SEEDS]
+    return list({c.dataset: c for c in sorted(enough, key=lambda c: TIERS.index(c.tier))}.values())
 
 
 def _agreement(subject: str, paper_gaps: Sequence[float], here: Sequence[Comparison]) -> str:

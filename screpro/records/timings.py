@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from screpro import paths
+from screpro.bench_measure import peer_versions
 from screpro.errors import ScreproError
 from screpro.records import manifest
 
@@ -21,6 +22,7 @@ __all__ = ["SCHEMA", "load_timings", "write_timings"]
 
 SCHEMA = "screpro.timings/1"
 FACTS = ("what", "commit", "dirty", "recorded", "device", "threads", "packages", "rows")
+"""What every file has. Newer ones also have ``peers``: the versions of what was measured beside this package."""
 
 
 def write_timings(path: str | Path, what: str, rows: Sequence[Mapping[str, Any]], *, device: str) -> None:
@@ -45,6 +47,7 @@ def write_timings(path: str | Path, what: str, rows: Sequence[Mapping[str, Any]]
         "device": manifest.device_name(device),
         "threads": manifest.cores(),
         "packages": manifest.packages(),
+        "peers": peer_versions(),
         "rows": [dict(row) for row in rows],
     }
     with paths.atomic_path(path) as aside:
@@ -52,7 +55,10 @@ def write_timings(path: str | Path, what: str, rows: Sequence[Mapping[str, Any]]
 
 
 def load_timings(what: str) -> "pd.DataFrame":
-    """Recorded rows of the benchmark `what`, a column ``machine`` added; an empty table where none is recorded.
+    """Recorded rows of the benchmark `what`; an empty table where none is recorded.
+
+    Two columns are added: ``machine``, and ``peer_version``, name and version of the distribution that the peer's label
+    begins with (None for a formula written out here, and in files that hold no versions).
 
     Raises
     ------
@@ -66,8 +72,15 @@ def load_timings(what: str) -> "pd.DataFrame":
         content = _read(path)
         if content["what"] == what:
             machine = f"{content['device']}, {content['threads']} threads"
-            found += [{**row, "machine": machine} for row in content["rows"]]
+            peers = content.get("peers", {})
+            found += [
+                {**row, "machine": machine, "peer_version": _version(row["peer"], peers)} for row in content["rows"]
+            ]
     return pd.DataFrame(found)
+
+
+def _version(label: str, peers: Mapping[str, str]) -> str | None:
+    return next((f"{name} {version}" for name, version in peers.items() if label.startswith(name)), None)
 
 
 def _read(path: Path) -> dict[str, Any]:

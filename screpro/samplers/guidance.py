@@ -1,4 +1,4 @@
-r"""Classifier-free guidance of a velocity: scLDM equation 11 (joint) and the additive form it compares with (CFGen).
+r"""Classifier-free guidance of a velocity: scLDM equations 8 and 39 (joint) and 40 (additive, CFGen's).
 
 $$\text{joint:}\quad v_\varnothing + \omega\,(v_{y_1 \ldots y_J} - v_\varnothing), \qquad
 \text{additive:}\quad v_\varnothing + \textstyle\sum_j \omega_j\,(v_{y_j} - v_\varnothing) .$$

@@ -36,7 +36,7 @@ class AutoEncoderSettings:
     likelihood: str = "nb"
     pooling: str = "mcab"
     inputs: str = "expressed"
-    kl_weight: float | None = None  # None: no posterior, the code's choice; 0 or 1e-5: the paper's Table 9
+    kl_weight: float | None = None  # None: no posterior, the code's choice; 0 or 1e-5: the paper's Table 11
     epochs: int = 20
     batch_size: int = 32
     learning_rate: float = 1e-3

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from screpro.data.gene_graph import GeneGraph, normalised
+from screpro.data.gene_graph import (
+    GeneGraph,
+    coexpression_graph,
+    file_graph,
+    normalised,
+    ontology_graph,
+    written_terms,
+)
 from screpro.data.perturbation_splits import genes_of
 from screpro.errors import ScreproError
 from screpro.metrics.change import change_size_ratio, delta_pearson, mse_top20_de
@@ -25,6 +32,7 @@ __all__ = [
     "PRESETS",
     "GenePerturbationSettings",
     "PerturbedCells",
+    "graph_of",
     "halves",
     "perturbed_cells",
     "predict_scdiff",
@@ -83,6 +91,52 @@ class PerturbedCells(NamedTuple):
             return (member @ self.x).toarray() / np.asarray(member.sum(axis=1))
 
 
+def graph_of(adata: "AnnData", *, kind: str | None = None, file: str | Path | None = None) -> GeneGraph:
+    """What is known of the perturbed genes: terms of gene function, or with which genes they vary in control cells.
+
+    Parameters
+    ----------
+    adata
+        Log-normalised cells in ``X``, ``obs["perturbation"]`` with ``control``, ``A`` or ``A+B``.
+    kind
+        ``"terms"`` (written by hand for the screens of the book) or ``"coexpression"``; None takes the terms where at
+        least half of the perturbed genes have some. Co-expression is that of control cells, which no split holds out,
+        between perturbed genes that are measured; edges are absolute correlations above .1, at most 20 a gene.
+    file
+        A table of one's own, in place of both.
+
+    Raises
+    ------
+    ScreproError
+        Nothing is known of any perturbed gene.
+    """
+    label = adata.obs["perturbation"].astype(str).to_numpy()
+    perturbed = sorted({gene for name in set(label) - {CONTROL} for gene in genes_of(name)})
+    if file is not None:  # perturbed genes may be linked through others
+        return file_graph(file, [*perturbed, *map(str, adata.var_names)])
+    terms = written_terms()
+    known = [gene for gene in perturbed if terms.get(gene)]
+    if kind == "terms" and not known:
+        raise ScreproError(
+            "The terms written by hand cover genes of the screens of the book.",
+            got=f"none of {', '.join(perturbed[:4])}, ...",
+            fix="-p graph coexpression, or a table of your own: -p graph_file TABLE with columns gene and term",
+        )
+    if kind == "terms" or (kind is None and known and 2 * len(known) >= len(perturbed)):
+        return ontology_graph(terms, perturbed, source="terms of gene function written by hand")
+    present = set(map(str, adata.var_names))
+    measured = [gene for gene in perturbed if gene in present]
+    if len(measured) < 2:
+        raise ScreproError(
+            "A graph of co-expression needs perturbed genes that are measured.",
+            got=f"{len(measured)} of {len(perturbed)}: {', '.join(perturbed[:4])}, ...",
+            fix="name a table of gene terms: -p graph_file TABLE with columns gene and term",
+        )
+    control = adata.X[np.flatnonzero(label == CONTROL)]
+    graph = coexpression_graph(control, list(map(str, adata.var_names)), measured, at_least=0.1)
+    return graph._replace(source="co-expression in control cells")
+
+
 def perturbed_cells(
     adata: "AnnData",
     graph: GeneGraph,
@@ -132,7 +186,7 @@ def perturbed_cells(
         raise ScreproError(
             "Some perturbed genes are in the gene graph.",
             got=f"none of {', '.join(found[:4])}, ... among {len(known)} genes of {graph.source}",
-            fix="name a graph over the perturbed genes: -p graph_file TABLE, with columns gene and term",
+            fix="-p graph coexpression, or a table over these genes: -p graph_file TABLE with columns gene and term",
         )
     rng = np.random.default_rng(seed)
     rows, numbers = [], []

@@ -107,6 +107,9 @@ def compare_variants(
     scorer = Scorer(split.test, split.controls)
     for name, value in scorer.ceiling.values.items():
         _add(run, protocol, "split_half", "Figure 9", None, name, value, scorer)
+    untreated = scorer.score(scorer.unconditional(rng=np.random.default_rng(0)))
+    for name, value in untreated.values.items():  # a network that is behind these says little about its parts
+        _add(run, protocol, "control_cells", "Figure 9", None, name, value, scorer)
     names = [FAITHFUL, *(name for name in trainings if name != FAITHFUL)]
     for seed in protocol.seeds:
         for name in progress(names, f"{protocol.dataset}, seed {seed}"):

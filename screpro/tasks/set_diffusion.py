@@ -1,6 +1,6 @@
 """Training PerturbDiff on populations of cells, and drawing populations from it (protocol 2 and 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -149,21 +149,41 @@ def told(cells: Populations) -> dict[str, int]:
     return {name: n for name, n in cells.labels.items() if n > 1}
 
 
-def build(cells: Populations, settings: SetDiffusionSettings, *, labels: dict[str, int], seed: int) -> PerturbDiff:
-    """A network for the genes and labels of `cells`, its weights a function of `seed`."""
+def build(
+    cells: Populations,
+    settings: SetDiffusionSettings,
+    *,
+    labels: dict[str, int],
+    seed: int,
+    semantic: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+) -> PerturbDiff:
+    """A network for the genes and labels of `cells`, its weights a function of `seed`; `semantic` as for `train`."""
+    semantic = semantic or {}
+    names = {"perturbation": cells.perturbations, "context": cells.contexts, "batch": cells.batches}
+    if unknown := [attribute for attribute in semantic if attribute not in labels or not semantic[attribute]]:
+        raise ScreproError(
+            "Frozen vectors belong to an attribute with several labels, and there is at least one.",
+            got=", ".join(unknown),
+            fix=f"pass vectors for {', '.join(labels) or 'none: nothing varies in these cells'}",
+        )
     config = PerturbDiffConfig(
         n_genes=len(cells.genes),
         width=settings.width,
         layers=settings.layers,
         heads=settings.heads,
-        labels=labels,
+        labels={attribute: n for attribute, n in labels.items() if attribute not in semantic},
+        semantic={attribute: (labels[attribute], len(next(iter(v.values())))) for attribute, v in semantic.items()},
         label_width=min(128, settings.width),
         attention=settings.attention,
         mlp=settings.mlp,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # modules draw their initial weights from the global generator
-        return PerturbDiff(config)
+        model = PerturbDiff(config)
+    for attribute, vectors in semantic.items():
+        control = cells.perturbations[0] if attribute == "perturbation" else None
+        model.set_semantic(attribute, vectors, names=names[attribute], control=control)
+    return model
 
 
 def train_config(settings: SetDiffusionSettings, n_items: int, *, seed: int) -> TrainConfig:
@@ -192,6 +212,7 @@ def train(
     seed: int,
     threads: int | None = None,
     model: PerturbDiff | None = None,
+    semantic: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     checkpoint: Path | None = None,
     title: str = "PerturbDiff",
 ) -> TrainedSets:
@@ -209,6 +230,10 @@ def train(
         Limits torch for the whole process.
     model
         A network to start from, such as a pre-trained one; by default a new one.
+    semantic
+        Attribute ("perturbation", "context" or "batch") -> name of a label -> its frozen vector, in the place of a
+        learned table: of a language model of genes, cell types or drugs for example. Of a new network. The control
+        needs none (``PerturbDiff.set_semantic``).
     checkpoint
         As for ``training.fit``.
     title
@@ -224,7 +249,7 @@ def train(
     labels = told(cells)
     divisor = divisor_of(cells.x, settings.input_scale)
     draw = SetDrawer(cells, settings, divisor, tuple(labels))
-    model = build(cells, settings, labels=labels, seed=seed) if model is None else model
+    model = build(cells, settings, labels=labels, seed=seed, semantic=semantic) if model is None else model
     schedule = schedule_of(settings)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loss = HybridLoss(

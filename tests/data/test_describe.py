@@ -237,3 +237,51 @@ def test_kind_of_gene_names(names, kind):
 def test_role_of_a_column(name, values, role):
     column = group_column(name, pd.Series(values), set())
     assert (column and column.role) == role
+
+
+def test_a_set_of_the_registry_says_its_licence_first():
+    found = describe_module.describe_set("pbmc68k_reduced")
+    assert (found.n_cells, found.n_genes) == (700, 765) and uses(found)["annotation"]
+    assert found.registry["licence"].startswith("10x Genomics data: CC BY 4.0")
+    assert {"title", "source", "citation", "split", "stands in for"} < set(found.registry)
+    lines = str(found).splitlines()
+    assert lines[1].startswith("  title: ") and "  licence: " in str(found).split("700 cells")[0]
+    json.dumps(found.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("scdiff_jurkat", "`screpro data get scdiff_jurkat` downloads it"),
+        ("scdiff_brain", "cellxgene.cziscience.com"),
+        ("worm_embryo_neurons", "give the path of an .h5ad"),
+    ],
+)
+def test_a_set_that_is_not_here_is_described_without_bringing_it(monkeypatch, tmp_path, name, said):
+    from screpro.data import registry
+
+    monkeypatch.setenv("SCREPRO_CACHE", str(tmp_path))
+    monkeypatch.setenv("SCREPRO_DATA", str(tmp_path))
+    monkeypatch.setattr(registry, "load", None)
+    found = describe_module.describe_set(name)
+    assert said in found.registry["not here"] and found.registry["licence"] and not found.tasks
+    assert "can be used for" not in str(found) and said in str(found)
+
+
+def test_a_name_that_the_registry_does_not_have_and_a_damaged_set(monkeypatch):
+    from screpro.data import registry
+
+    with pytest.raises(ScreproError, match="pbmc68k_reduced"):
+        describe_module.describe_set("pbmc68k_reducd")
+
+    def damaged(name):
+        raise ScreproError("It has its hash.", got="another", fix="get it again")
+
+    monkeypatch.setattr(registry, "load", damaged)
+    found = describe_module.describe_set("pbmc68k_reduced")
+    assert "It has its hash" in found.problems[0] and found.registry["licence"]
+
+
+def test_a_column_of_an_unknown_name_is_offered_as_label_key():
+    found = describe(make(ct=["x", "y"] * 12))
+    assert not found.tasks[0].possible and found.tasks[0].reason.endswith("run with -p label_key ct")

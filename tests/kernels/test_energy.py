@@ -312,8 +312,9 @@ def test_triton_sets_too_large_for_a_chip(gpu, monkeypatch, of_y):
 
 
 @pytest.mark.parametrize("dtype", FLOOR)
-def test_triton_mean_distance(gpu, dtype):
-    a, b = (torch.from_numpy(cloud(n, 5, n, 3)).to(DEVICE, dtype) for n in (33, 18))
+@pytest.mark.parametrize("factor", [2.0**-83, 1, 2.0**83])  # 1e-25 and 1e25, but exact in every type
+def test_triton_mean_distance(gpu, dtype, factor):
+    a, b = (torch.from_numpy(cloud(n, 5, n, 3)).to(DEVICE, dtype) * factor for n in (33, 18))
     b[:4] = a[:4]
     for clouds in ((a, b), (a,)):
         exact = reference(*(clouds[k].double().cpu().numpy() for k in (0, -1)))

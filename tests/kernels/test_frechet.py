@@ -94,6 +94,15 @@ def test_tensors_float32_and_arrays_that_cannot_be_written():
     assert frechet_of_points(a[::-1], np.asfortranarray(b)) == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_points_are_taken_as_they_are(dtype):
+    a, b = (torch.from_numpy(x).to(dtype) for x in samples(40, 30, 6))
+    rounded = [x.double().numpy() for x in (a, b)]
+    assert frechet_of_points(a, b) == pytest.approx(frechet_of_points(*rounded), rel=1e-12)
+    of = [torch.from_numpy(m).to(dtype) for x in rounded for m in moments(x)]
+    assert frechet(*of) == pytest.approx(frechet(*(m.double().numpy() for m in of)), rel=1e-12)
+
+
 def test_errors():
     a, b = samples(6, 7, 3)
     with pytest.raises(ScreproError, match="two points"):

@@ -76,6 +76,19 @@ def test_the_compiled_sweep(sizes, channels):
         assert (ours - right).abs().max() <= limit
 
 
+@pytest.mark.parametrize("chunk", [7, None])
+def test_bfloat16_is_as_exact_as_the_formulas_in_it(chunk):
+    tensors = problem(dtype=torch.bfloat16)
+    weight = torch.randn(3, 23, 1, generator=torch.Generator().manual_seed(1))
+    exact = both(reference, {name: t.detach().double().requires_grad_() for name, t in tensors.items()}, 2, weight)
+    ours = both(decode_genes, tensors, 2, weight, chunk=chunk)
+    plain = both(reference, tensors, 2, weight)
+    for a, b, c in zip(ours, plain, exact, strict=True):
+        assert a.dtype == torch.bfloat16
+        floor = 2**-6 * max(1.0, float(c.abs().max()))
+        assert (a.double() - c).abs().max() <= 2 * (b.double() - c).abs().max() + floor
+
+
 def test_threads_do_not_change_the_result():
     tensors, weight = problem(cells=9, genes=40), torch.randn(9, 40, 1)
     before = torch.get_num_threads()

@@ -114,18 +114,28 @@ def test_what_does_not_fit_is_refused(arguments, options, message):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_triton(monkeypatch, dtype):
+@pytest.mark.parametrize("factor", [2.0**-83, 1, 2.0**83])  # 1e-25 and 1e25, but exact in every type
+def test_triton(monkeypatch, dtype, factor):
     from screpro.kernels.gpu import energy as tiles
     from screpro.kernels.gpu import mmd as gpu
 
     for module in (tiles, gpu):
         monkeypatch.setattr(module, "TILE", 16)
-    a, b = (torch.from_numpy(cloud(n, 4, n, 3)).to(DEVICE, dtype) for n in (21, 18))
+    a, b = (torch.from_numpy(cloud(n, 4, n, 3)).to(DEVICE, dtype) * factor for n in (21, 18))
     b[:4] = a[:4]
-    sums = gpu.kernel_sums(a, b, GAMMAS[1:])
+    gammas = GAMMAS[1:] / factor**2
+    sums = gpu.kernel_sums(a, b, gammas)
     a, b = (p.double().cpu().numpy() for p in (a, b))
-    exact = [mmd._expm1_sums(*pair, GAMMAS[1:]) for pair in ((a, a), (b, b), (a, b))]
+    exact = [mmd._expm1_sums(*pair, gammas) for pair in ((a, a), (b, b), (a, b))]
     np.testing.assert_allclose(sums, exact, rtol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n", [30, 700])  # float64 throughout, and tiles
+def test_half_precision_points_are_taken_as_they_are(dtype, n):
+    a, b = (torch.from_numpy(cloud(n, 5, seed)).to(dtype).requires_grad_() for seed in (0, 1))
+    exact = reference(*(p.detach().double().numpy() for p in (a, b)), gammas=GAMMAS)
+    np.testing.assert_allclose(rbf_mmd2(a, b, gammas=GAMMAS), exact, atol=1e-7)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")

@@ -69,6 +69,17 @@ def test_tensors_of_half_precision_are_points_as_they_are():
     assert (index == expected[1]).mean() > 0.9  # rounded points are often equally far
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_cover_takes_points_of_half_precision_as_they_are(dtype):
+    import torch
+
+    a, b = (torch.from_numpy(cloud(n, seed=n)).to(getattr(torch, dtype)).requires_grad_() for n in (40, 35))
+    r = np.linspace(0, 1, 40)
+    x, y = (points.detach().double().numpy() for points in (a, b))
+    expected = (np.linalg.norm(x[:, None] - y, axis=2) <= r[:, None]).any(axis=0)
+    np.testing.assert_array_equal(radius_cover(a, r, b), expected)
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000))
 def test_cover_is_its_definition(n, m, seed):
     from scipy.spatial.distance import cdist
@@ -126,18 +137,68 @@ def test_bad_input_is_one_clear_error(call, message):
         call()
 
 
-@pytest.mark.parametrize(("n", "m", "k", "d"), [(1, 3, 1, 2), (70, 150, 1, 5), (67, None, 1, 17), (40, None, 3, 5)])
-def test_triton_is_the_full_matrix(n, m, k, d):
-    pytest.importorskip("triton")
+def on_device(points, dtype=None):
     import torch
 
+    return torch.from_numpy(points).to("cuda" if torch.cuda.is_available() else "cpu", dtype)
+
+
+@pytest.mark.parametrize(("n", "m", "k", "d"), [(1, 3, 1, 2), (70, 150, 1, 5), (67, None, 1, 17), (40, None, 3, 5)])
+@pytest.mark.parametrize("factor", [1e-25, 1, 1e25])
+def test_triton_is_the_full_matrix_in_any_unit(n, m, k, d, factor):
+    pytest.importorskip("triton")
     from screpro.kernels.gpu.neighbours import nearest_cuda
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = cloud(n, d), None if m is None else cloud(m, d, seed=1)
-    distances, index = nearest_cuda(
-        torch.from_numpy(a).to(device), k, None if b is None else torch.from_numpy(b).to(device)
-    )
+    a, b = (points and cloud(points, d, seed=points) * np.float32(factor) for points in (n, m))
+    distances, index = nearest_cuda(on_device(a), k, None if b is None else on_device(b))
     expected = reference(a, k, b)
-    np.testing.assert_allclose(distances, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(distances, expected[0], rtol=1e-12)
     np.testing.assert_array_equal(index, expected[1])
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize(("clusters", "apart", "spread"), [(2, 2000, 0.05), (6, 300, 0.1)])
+@pytest.mark.parametrize("chunk", [500, 2**24])
+def test_triton_finds_neighbours_in_clusters_far_from_each_other(monkeypatch, k, clusters, apart, spread, chunk):
+    """A float32 product about the common mean does not see the distances within a cluster."""
+    pytest.importorskip("triton")
+    from screpro.kernels.gpu import neighbours
+
+    monkeypatch.setattr(neighbours, "CHUNK", chunk)
+    where = apart * (np.arange(120) % clusters)[:, None]
+    for dtype in (np.float32, np.float64):
+        a = (cloud(120, 4) * spread + where).astype(dtype)
+        for b in (None, a[::-1].copy()):
+            distances, index = neighbours.nearest_cuda(on_device(a), k, None if b is None else on_device(b))
+            expected = reference(a, k, b)
+            np.testing.assert_allclose(distances, expected[0], rtol=1e-12)
+            np.testing.assert_array_equal(index, expected[1])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_triton_takes_points_of_any_precision_as_they_are(dtype):
+    import torch
+
+    from screpro.kernels.gpu.cover import cover_cuda
+    from screpro.kernels.gpu.neighbours import nearest_cuda
+
+    a, b = (on_device(cloud(n, 3, seed=n), getattr(torch, dtype)) for n in (40, 35))
+    rounded = [points.double().cpu().numpy() for points in (a, b)]
+    for k in (1, 2):
+        expected = reference(rounded[0], k, rounded[1])[0]
+        np.testing.assert_allclose(nearest_cuda(a, k, b)[0], expected, rtol=1e-12)
+    radius = np.linspace(0, 1, 40)
+    np.testing.assert_array_equal(cover_cuda(a, radius, b), radius_cover(rounded[0], radius, rounded[1]))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e200])
+def test_triton_refuses_what_the_cpu_refuses(wrong):
+    pytest.importorskip("triton")
+    from screpro.kernels.gpu.neighbours import nearest_cuda
+
+    a = cloud(9, dtype=np.float64)
+    b = a.copy()
+    b[3, 1] = wrong
+    for search, points in ((nearest, (a, b)), (nearest_cuda, (on_device(a), on_device(b)))):
+        with pytest.raises(ScreproError, match="finite"):
+            search(points[0], 1, points[1])

@@ -54,6 +54,13 @@ def test_components_are_those_of_the_singular_value_decomposition(form, shape, d
     agree(pca.pca(FORMS[form](x), 4), x, 4, 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(127, 40), (40, 127)])
+def test_half_precision_cells_are_taken_as_they_are(dtype, shape):
+    x = torch.from_numpy(cells(*shape, 0.6).toarray()).to(dtype)
+    agree(pca.pca(x.requires_grad_(), 4), x.detach().double().numpy(), 4, 1e-5)
+
+
 @pytest.mark.parametrize("density", [0.05, 0.6])
 @pytest.mark.parametrize("shape", [(90, 30), (30, 90)])
 def test_float64_is_exact_by_either_gram_matrix(shape, density):

@@ -53,6 +53,33 @@ def test_any_size_is_the_definition(n, genes, groups, seed, signed, rest):
     )
 
 
+@pytest.mark.parametrize("n", [127, 1023])
+@pytest.mark.parametrize("rest", [False, True])
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+def test_large_groups_are_the_definition(n, rest, form):
+    x, codes = cells(n, 4, 3, seed=n, signed=True)
+    reference = None if rest else 0
+    same(
+        rank_sum(form(x), codes, n_groups=3, reference=reference),
+        rank_sum_reference(x, codes, n_groups=3, reference=reference),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_tensors_are_tested_as_the_numbers_they_hold(dtype):
+    import torch
+
+    x, codes = cells(50)
+    tensor = torch.from_numpy(x * 1.37).to(getattr(torch, dtype)).requires_grad_()
+    rounded = tensor.detach().double().numpy()
+    same(
+        rank_sum(tensor, codes, n_groups=4, reference=0),
+        rank_sum_reference(rounded, codes, n_groups=4, reference=0),
+    )
+    found = fold_change(tensor, codes, n_groups=4, reference=0)
+    np.testing.assert_allclose(found, fold_change(rounded, codes, n_groups=4, reference=0), rtol=1e-12)
+
+
 @pytest.mark.parametrize("rest", [False, True])
 def test_u_and_p_are_scipys(rest):
     x, codes = cells(200, 20, 3, seed=4, signed=True)
@@ -119,6 +146,16 @@ def test_bad_input_is_one_clear_error(change, message):
     given_ = dict(x=np.ones((10, 2), np.float32), codes=np.arange(10) % 2, n_groups=2, reference=0) | change
     with pytest.raises(ScreproError, match=message):
         rank_sum(given_.pop("x"), given_.pop("codes"), **given_)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_fold_changes_and_tests_refuse_the_same_values(form, value):
+    x = np.ones((10, 2), np.float32)
+    x[3, 1] = value
+    for test in (rank_sum, fold_change):
+        with pytest.raises(ScreproError, match="finite"):
+            test(form(x), np.arange(10) % 2, n_groups=2, reference=0)
 
 
 # --- fold changes and false discovery rates ---------------------------------------------------------------------

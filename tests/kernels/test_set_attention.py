@@ -118,17 +118,24 @@ def test_wrong_input():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
 @pytest.mark.parametrize(("shape", "programs"), [((5, 20), 1), ((3, 18, 20), 12)])
-def test_triton(shape, programs, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_triton(shape, programs, dtype, monkeypatch):
     pytest.importorskip("triton")
     from screpro.kernels.gpu import set_attention as gpu
 
     monkeypatch.setattr(gpu, "PROGRAMS", programs)  # one part of the keys, or two
     offsets = torch.tensor([0, 35, 35, 40])
-    queries, keys, values, weight = tensors(shape, 40, 3)
+    queries, keys, values, weight = tensors(shape, 40, 3, dtype)
     exact = attended(reference, *(t.double() for t in (queries, keys, values)), offsets, 2, weight.double())
+    plain = attended(reference, queries, keys, values, offsets, 2, weight)
     ours = attended(lambda *t: gpu.attention(*t[:3], t[3].int(), t[4]), queries, keys, values, offsets, 2, weight)
-    for a, b in zip(ours, exact, strict=True):
-        torch.testing.assert_close(a, b.float(), rtol=1e-5, atol=3e-6)
+    for a, b, c in zip(ours, plain, exact, strict=True):
+        assert a.dtype == dtype
+        if dtype == torch.float32:
+            torch.testing.assert_close(a, c.float(), rtol=1e-5, atol=3e-6)
+        else:
+            floor = 4 * torch.finfo(dtype).eps * max(1.0, float(c.abs().max()))
+            assert (a.double() - c).abs().max() <= 2 * (b.double() - c).abs().max() + floor
 
 
 @pytest.mark.slow

@@ -81,8 +81,9 @@ def test_padding_changes_nothing_and_equal_sets_are_at_zero(by_triton):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_points_are_taken_as_they_are_in_their_own_precision(dtype):
-    x, y = (part.to(dtype) for part in (sets(1, 33), sets(1, 29, shift=0.4, seed=9)))
-    found = sinkhorn.sinkhorn(x, y, blur=1.0)
-    expected, *_ = sinkhorn.reference(x[0], y[0], blur=1.0, iterations=300)
+@pytest.mark.parametrize("factor", [2.0**-83, 1, 2.0**83])  # 1e-25 and 1e25, but exact in every type
+def test_points_are_taken_as_they_are_in_their_own_precision_and_unit(by_triton, dtype, factor):
+    x, y = (part.to(dtype) * factor for part in (sets(1, 33), sets(1, 29, shift=0.4, seed=9)))
+    found = sinkhorn.sinkhorn(x, y, blur=1.0 * factor)
+    expected, *_ = sinkhorn.reference(x[0], y[0], blur=1.0 * factor, iterations=300)
     assert float(found.cost[0]) == pytest.approx(float(expected), rel=3e-4)

@@ -82,7 +82,20 @@ def test_any_dual_values_bound_the_optimum_from_below(n, seed):
     assert lower_bound(a, b, v) <= reference(a, b) ** 2 * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("n", "m"), [(20, 20), (20, 13)])
+def test_tensors_are_points_as_they_are(dtype, n, m):
+    import ot
+
+    a, b = (torch.from_numpy(cloud(size, seed=size + s)).to(dtype).requires_grad_() for s, size in enumerate((n, m)))
+    cost = ot.dist(*(p.detach().double().numpy() for p in (a, b)))
+    expected = ot.emd2(np.full(n, 1 / n), np.full(m, 1 / m), cost)
+    assert exact_w2(a, b).cost == pytest.approx(expected, rel=1e-9)
+
+
 def test_bad_input_is_one_clear_error():
+    with pytest.raises(ScreproError, match="finite"):
+        exact_w2(cloud(4) * 1e160, cloud(4))
     with pytest.raises(ScreproError, match="finite"):
         exact_w2(cloud(4) * np.nan, cloud(4))
     with pytest.raises(ScreproError, match="dimension"):
@@ -117,6 +130,19 @@ def test_it_is_pots_at_equal_epsilon():
     assert float(sinkhorn.sinkhorn(x, y, blur=1.0, tolerance=1e-7).cost[0]) == pytest.approx(expected, rel=1e-6)
 
 
+def test_points_that_ask_for_a_gradient_get_none():
+    x, y = sets(1, 8).requires_grad_(), sets(1, 9, seed=9)
+    assert not sinkhorn.divergence(x, y, blur=1.0).requires_grad
+    torch.testing.assert_close(sinkhorn.divergence(x, y, blur=1.0), sinkhorn.divergence(x.detach(), y, blur=1.0))
+
+
+@pytest.mark.parametrize("factor", [2.0**-400, 2.0**400])
+def test_the_unit_does_not_matter(factor):
+    x, y = sets(1, 20), sets(1, 15, shift=0.4, seed=9)
+    plain, other = sinkhorn.sinkhorn(x, y, blur=0.8), sinkhorn.sinkhorn(x * factor, y * factor, blur=0.8 * factor)
+    torch.testing.assert_close(other.cost / factor**2, plain.cost, rtol=1e-12, atol=0)
+
+
 def test_padding_changes_nothing():
     x, y = sets(2, 20), sets(2, 15, shift=0.4, seed=9)
     padded = torch.cat([x, torch.full((2, 6, 4), 7.0, dtype=x.dtype)], dim=1)
@@ -148,6 +174,8 @@ def test_clusters_of_unequal_numbers_converge(blur):
         (lambda: sinkhorn.sinkhorn(sets(1, 5)[0], sets(1, 5)[0], blur=1.0), "sets, points, dimensions"),
         (lambda: sinkhorn.sinkhorn(sets(1, 5), sets(1, 5), blur=0.0), "positive"),
         (lambda: sinkhorn.sinkhorn(sets(1, 5) * np.nan, sets(1, 5), blur=1.0), "finite"),
+        (lambda: sinkhorn.sinkhorn(sets(1, 5), sets(1, 5) * 1e160, blur=1.0), "finite"),
+        (lambda: sinkhorn.sinkhorn(sets(1, 5), sets(1, 5).to("meta"), blur=1.0), "one device"),
         (lambda: sinkhorn.sinkhorn(sets(1, 5), sets(1, 5), blur=1.0, lengths_x=[0]), "Lengths"),
         (lambda: sinkhorn.sinkhorn(sets(1, 50), sets(1, 50, shift=9.0, seed=9), blur=1e-3, most=20), "converge"),
     ],

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,6 +79,50 @@ def test_one_copied_cell_has_precision_but_no_recall():
     assert knn_precision(real, made) == 1
     assert knn_recall(real, made) == pytest.approx(1 / 200)
     assert knn_precision(real, real) == knn_recall(real, real) == 1
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.fixture
+def kernel_input(monkeypatch):
+    """What the kernels of neighbours are given, type by type."""
+    from screpro.kernels import neighbours as kernels
+
+    seen = []
+
+    def recorded(function):
+        def call(*arguments, **options):
+            seen.extend(type(a) for a in arguments if np.ndim(a) > 1)
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("nearest", "radius_cover"):
+        monkeypatch.setattr(kernels, name, recorded(getattr(kernels, name)))
+    return seen
+
+
+@pytest.mark.parametrize("score", [one_nn_accuracy, knn_precision, knn_recall])
+def test_tensors_reach_the_kernels_of_their_device(score, kernel_input):
+    real, made = (torch.from_numpy(x).bfloat16() for x in (cloud(30), cloud(30, 0.5, seed=1)))
+    expected = score(real.double().numpy(), made.double().numpy())
+    assert score(real.requires_grad_(), made) == expected
+    assert score(real, made.detach().as_subclass(OnGpu)) == expected  # one side on a GPU: both are fetched
+    assert set(kernel_input) == {np.ndarray}
+    kernel_input.clear()
+    assert score(*(x.detach().as_subclass(OnGpu) for x in (real, made))) == expected
+    assert set(kernel_input) == {torch.Tensor}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("score", [one_nn_accuracy, knn_precision, knn_recall])
+def test_on_a_gpu(score):
+    real, made = cloud(900), cloud(900, 0.5, seed=1)
+    assert score(torch.from_numpy(real).cuda(), torch.from_numpy(made).cuda()) == score(real, made)
 
 
 def test_scores_do_not_depend_on_order_or_position():

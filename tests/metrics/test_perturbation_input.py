@@ -124,3 +124,43 @@ def test_only_controls_and_odd_matrices_are_refused():
 def test_sides_of_different_shape_are_refused():
     with pytest.raises(ScreproError, match="same perturbations and genes"):
         pt.Comparison(real=pt.Side(mean=[[1, 2]]), generated=pt.Side(mean=[[1, 2, 3]]))
+
+
+def test_a_perturbation_called_like_the_mean_over_all_is_refused():
+    both = [relabel("ABSENT", "all")(file) for file in pair_of_files(np.float32)]
+    with pytest.raises(ScreproError, match="No perturbation is called 'all'"):
+        compared(*both)
+
+
+@pytest.mark.parametrize("parts", [{"fdr": [0.01, 0.9]}, {"mean": [[1, 2]], "fdr": [[0.1]]}, {"overall": [[1, 2]]}])
+def test_parts_of_another_shape_are_refused(parts):
+    with pytest.raises(ScreproError, match=r"\(M, G\)"):
+        pt.Side(**parts)
+
+
+@pytest.mark.parametrize("names", [{"control": [1]}, {"genes": ("a", "b", "c")}, {"perturbations": ("a", "b")}])
+def test_names_and_control_mean_fit_the_sides(names):
+    side = pt.Side(mean=[[1, 2]])
+    with pytest.raises(ScreproError, match="1 x 2"):
+        pt.Comparison(real=side, generated=side, **names)
+
+
+@pytest.mark.parametrize("function", [*pt.TABLE_4.values(), *pt.PRINTED], ids=lambda f: f.__name__)
+def test_a_metric_names_the_part_that_it_lacks(function):
+    """Whatever is left out: each metric needs at least one of these."""
+    full = {"mean": [[1, 2], [2, 1]], "fdr": [[0.01, 0.9], [0.01, 0.9]], "fold_change": [[1, 2], [2, 1]]}
+    lacking = 0
+    for left_out in ("mean", "fdr", "fold_change", "control"):
+        side = pt.Side(**{name: value for name, value in full.items() if name != left_out})
+        pair = pt.Comparison(real=side, generated=side, control=None if left_out == "control" else [1, 1])
+        try:
+            function(pair)
+        except ScreproError as error:
+            lacking += 1
+            assert f"`{left_out}`" in error.rule
+    assert lacking
+
+
+def test_calls_of_a_side_without_p_values():
+    with pytest.raises(ScreproError, match="`fdr`"):
+        pt.null_calls(pt.Side(mean=[[1, 2]]))

@@ -233,6 +233,38 @@ def generated_effects(real, seed=1):
     return made[made.obs["treatment"] != "control"].copy()
 
 
+def test_every_score_without_a_value_has_a_note(few_scores, monkeypatch):
+    monkeypatch.setattr(suites, "SCORES", [each for each in SCORES if each.on == "genes"])
+    real, made = cells(), cells(seed=1)
+    for adata in (real, made):
+        adata.X = adata.X.toarray() + 1  # no zeros: their share is the same for all genes
+    found = compare(real, made)
+    notes = " ".join(found.notes)
+    empty = [
+        (row["metric"], c) for row in found.rows.to_dict("records") for c in ["value", *BESIDE] if row[c] != row[c]
+    ]
+    assert ("gene_zero_fraction_pearson", "value") in empty and ("gene_variance_pearson", "floor_mean") in empty
+    for metric, column in empty:
+        assert f"{metric}{'' if column == 'value' else f', {column}'}: not defined for all cells. " in notes
+
+
+def test_every_distance_between_distributions_is_reported():
+    assert {name for name, each in catalogue().items() if each.family == "distribution"} == {s.name for s in SCORES}
+
+
+def test_one_component_is_one():
+    pair = [cells(8, 2, seed=seed) for seed in (0, 1)]
+    found = compare(*pair)
+    assert found.rows["variant"][0] == "1 PC" and "on 1 principal component of" in found.notes[0]
+
+
+def test_a_fit_that_fails_is_told_in_plain_words():
+    counts = sparse.csr_matrix(np.repeat([[1.0], [3.0], [2.0], [1.0]], 6, axis=1))
+    with pytest.raises(ScreproError, match="seurat_v3 fits a curve") as caught:
+        variable_genes(counts, 3)
+    assert "b'" not in str(caught.value)
+
+
 def test_perturbation_scores_are_those_of_the_perturbation_module():
     from screpro.metrics.perturbation import TABLE_4, score_perturbations
 
@@ -261,6 +293,25 @@ def test_perturbation_scores_are_those_of_the_perturbation_module():
     each = found.rows[found.rows["metric"] == "pd_corr"]
     assert each["by"].tolist() == ["all", "treatment=p1", "treatment=p2", "treatment=p3"]
     assert each["value"].iloc[0] == pytest.approx(each["value"].iloc[1:].mean())
+
+
+@pytest.mark.parametrize("targets", [("p1", "p2", "p3"), ("g0", "g10", "g20")])
+def test_the_note_on_pds_holds_with_and_without_measured_targets(targets):
+    real = perturbed()
+    names = dict(zip(("p1", "p2", "p3"), targets, strict=True))
+    real.obs["treatment"] = [names.get(name, name) for name in real.obs["treatment"]]
+    for number, name in enumerate(targets):  # a knock-out: its own gene falls
+        real.X[(real.obs["treatment"] == name).to_numpy(), 10 * number] = 0
+    made = real[real.obs["treatment"] != "control"].copy()
+    found = compare(real, made, suite="celleval", perturbation="treatment", control="control")
+    nothing = found.rows[found.rows["by"] == "all"].set_index("metric")["floor_control"]
+    notes = " ".join(found.notes)
+    if targets[0] == "p1":
+        assert "(M + 1) / 2M = 0.667" in notes and nothing["pds_l1"] == pytest.approx(2 / 3)
+    else:
+        assert "(M + 1)" not in notes and f"no effect scores {nothing['pds_l1']:.3f} in PDSL1" in notes
+    (line,) = (note for note in found.notes if note.startswith("not defined in floor_control: "))
+    assert "pd_corr" in line and np.isnan(nothing["pd_corr"])
 
 
 def test_control_cells_are_not_scored_as_generated(few_scores):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +70,30 @@ def test_sinkhorn_lies_between_the_means_and_w2_and_is_zero_for_equal_samples():
     assert sinkhorn_divergence(real, made) == sinkhorn_divergence(real, made, blur=0.1 * spread)
 
 
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("score", [w2_exact, sinkhorn_divergence])
+def test_tensors_of_any_precision_are_points_as_they_are(score):
+    real, made = (torch.from_numpy(x).bfloat16() for x in (cloud(20), cloud(20, 0.5, seed=1)))
+    expected = score(real.double().numpy(), made.double().numpy())
+    assert score(real.requires_grad_(), made) == expected
+    for both in (False, True):
+        on_gpu = [x.detach().as_subclass(OnGpu) if own else x for x, own in ((real, both), (made, True))]
+        assert score(*on_gpu) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("score", [w2_exact, sinkhorn_divergence])
+def test_on_a_gpu(score):
+    real, made = cloud(300), cloud(300, 0.5, seed=1)
+    on_gpu = score(torch.from_numpy(real).cuda(), torch.from_numpy(made).cuda())
+    assert on_gpu == pytest.approx(score(real, made), rel=1e-3)
+
+
 @pytest.mark.parametrize("score", [w2_exact, sinkhorn_divergence])
 def test_bad_input_is_one_clear_error(score):
     good = cloud(5)
@@ -76,6 +101,8 @@ def test_bad_input_is_one_clear_error(score):
         score(good, good[:, :2])
     with pytest.raises(ScreproError, match="same space"):
         score(good[:0], good)
+    with pytest.raises(ScreproError, match="finite"):
+        score(good * 1e160, good)
     with pytest.raises(ScreproError, match="finite"):
         score(np.where(good > 1, np.nan, good) if (good > 1).any() else good * np.nan, good)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,6 +68,7 @@ def test_sets_do_not_see_each_other():
 @torch.no_grad()
 def test_blocks_are_the_identity_at_the_start():
     model, given = network(random=False), inputs()
+    model.covariates.frozen["context"].zero_()
     x = model.enter[0](torch.cat([given["x_t"], given["previous"]], -1)) + model.shared
     zero = torch.zeros(())
     same(model(**given), torch.relu(model.leave(modulate(x, zero, zero))))
@@ -118,3 +120,24 @@ def test_missing_labels_are_named():
     del given["labels"]["batch"]
     with pytest.raises(ScreproError, match="batch"):
         network()(**given)
+
+
+def test_frozen_vectors_are_set_by_name_and_nothing_is_made_up():
+    """Columns of the table follow the labels; only the control may lack a vector, and it gets the mean."""
+    model, given = network(random=False), inputs()
+    assert model(**given).isnan().any()  # not a silent row of zeros
+    vectors = {"B": np.full(5, 1.0), "T": [3.0] * 5, "other": np.zeros(7)}
+    model.set_semantic("context", vectors, names=["none", "B", "T"], control="none")
+    assert model.covariates.frozen["context"].mean(1).tolist() == [2, 1, 3]
+    assert model(**given).isfinite().all()
+    for wrong in (
+        {"attribute": "batch"},
+        {"names": ["none", "B"]},
+        {"names": ["none", "B", "NK"]},
+        {"control": None},
+        {"vectors": vectors | {"B": np.zeros(4)}},
+        {"vectors": vectors | {"B": np.full(5, np.nan)}},
+    ):
+        call = {"attribute": "context", "vectors": vectors, "names": ["none", "B", "T"], "control": "none"} | wrong
+        with pytest.raises(ScreproError, match="rozen vector"):
+            model.set_semantic(**call)

@@ -9,7 +9,7 @@ import pytest
 from screpro.errors import ScreproError
 from screpro.records import Claim, facts_table, load_claims, paper_table, side_by_side, verdict
 from screpro.records.claims import WORDS
-from screpro.records.compare import compare, heaviest, plain
+from screpro.records.compare import compare, heaviest, plain, standard_error
 from screpro.records.results import check_row, to_frame
 
 
@@ -38,12 +38,39 @@ def test_a_win_is_a_mean_gap_above_the_standard_error_of_the_pairs():
         table = rows({("d", "a"): dict(zip(GRID, a, strict=True)), ("d", "b"): dict(zip(GRID, b, strict=True))})
         (found,) = compare(table, "a", "b")
         gap = a - b
-        error = np.std(gap, ddof=1) / math.sqrt(6)
+        halves = gap[:3].mean(), gap[3:].mean()
+        error = max(np.std(gap, ddof=1) / math.sqrt(6), abs(halves[0] - halves[1]) / 2)
         expected = "tie" if abs(gap.mean()) <= error else "win" if gap.mean() > 0 else "loss"
         assert (found.difference, found.standard_error) == pytest.approx((gap.mean(), error))
         assert (found.outcome, found.n_pairs, found.n_splits, found.n_seeds) == (expected, 6, 2, 3)
         (back,) = compare(table, "b", "a")
         assert back.difference == pytest.approx(-found.difference)
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        ((0.3,), math.sqrt(2 / 3) * 0.01 * math.sqrt(3 / 2) / math.sqrt(3)),  # one split: over its seeds
+        ((0.0, 0.2), 0.1),  # two: half the distance of their means
+        ((0.0, 0.1, 0.2), 0.1 / math.sqrt(3)),  # three: over the means of splits
+    ],
+)
+def test_seeds_of_a_split_are_not_independent(levels, expected):
+    runs = pd.DataFrame([(s, base + j) for s, base in enumerate(levels) for j in (-0.01, 0.0, 0.01)])
+    assert standard_error(runs[1], runs[0]) == pytest.approx(expected)
+
+
+def test_two_splits_that_agree_by_chance_leave_the_error_of_the_runs():
+    runs = pd.DataFrame([(s, j) for s in (0, 1) for j in (-0.01, 0.0, 0.01)])
+    assert standard_error(runs[1], runs[0]) == pytest.approx(runs[1].std(ddof=1) / math.sqrt(6))
+    assert math.isnan(standard_error(runs[1][:1], runs[0][:1]))
+
+
+def test_a_gap_on_one_of_two_splits_is_no_win_however_many_seeds_there_are():
+    """Ahead by .1 on one split and behind by .02 on the other: as six independent pairs that would be a win."""
+    better = {(split, seed): 0.5 + (0.1, -0.02)[split] + 0.001 * seed for split, seed in GRID}
+    (found,) = compare(rows({("d", "a"): better, ("d", "b"): dict.fromkeys(GRID, 0.5)}), "a", "b")
+    assert found.outcome == "tie" and found.standard_error == pytest.approx(0.06)
 
 
 def test_lower_is_better_turns_the_sign():
@@ -190,6 +217,41 @@ def test_verdicts_compare_both_sides(table):
     assert said["CellTypist"].startswith("agrees: scdiff ahead on 1, behind on 0 of 1 here")
     assert "ahead on 5 of 6 in the paper" in said["CellTypist"]
     assert said["majority"] == "scdiff ahead on 1, behind on 0 of 1 here"
+
+
+def verdict_of(method, *parts, **options):
+    found = pd.concat(parts, ignore_index=True)
+    shown = side_by_side("scdiff", "Table 5", found, metric="macro_f1", subject="scdiff", **options)
+    return {row.method: row.verdict for row in shown.rows}[method]
+
+
+def test_verdicts_count_what_could_tell_methods_apart():
+    """A ci run is one pair, always a tie: beside recorded sets it does not stand in the denominator."""
+    recorded = rows({("gut", "scdiff"): cells(0.9), ("gut", "celltypist"): cells(0.5)})
+    live = rows({("gut", "scdiff"): {(0, 0): 0.9}, ("gut", "celltypist"): {(0, 0): 0.5}}, tier="ci")
+    fewer = rows({("pbmc", "scdiff"): {(0, 0): 0.9}, ("pbmc", "celltypist"): {(0, 0): 0.5}})
+    heavier = rows({("gut", "scdiff"): cells(0.4), ("gut", "celltypist"): cells(0.5)}, tier="paper")
+    assert "ahead on 1, behind on 0 of 1 here" in verdict_of("CellTypist", recorded, live, fewer)
+    assert "ahead on 0, behind on 1 of 1 here" in verdict_of("CellTypist", recorded, heavier)
+    assert verdict_of("CellTypist", live) == "ci run only"
+    assert verdict_of("CellTypist", live, fewer) == "fewer than 3 seeds"
+
+
+def test_a_ceiling_has_no_verdict():
+    found = rows({("gut", "scdiff"): cells(0.5), ("gut", "oracle"): cells(0.9)})
+    assert verdict_of("oracle", found) == "scdiff ahead on 0, behind on 1 of 1 here"
+    assert verdict_of("oracle", found, kinds={"oracle": "ceiling"}) == ""
+
+
+def test_a_method_of_ours_can_stand_in_the_row_of_the_paper():
+    found = rows({("gut", "scdiff"): cells(0.5), ("gut", "majority"): {(0, None): 0.1, (1, None): 0.2}})
+    shown = side_by_side(
+        "scdiff", "Table 1", found, metric="macro_f1", subject="scdiff", kinds={"majority": "trivial"},
+        methods={"majority": "Chance level"},
+    )  # fmt: skip
+    (row,) = [row for row in shown.rows if row.kind == "trivial"]
+    assert row.method == "Chance level" and row.ours == ("0.150 ± 0.071",)
+    assert row.verdict.startswith("agrees: scdiff ahead on 1")
 
 
 def test_html_is_scrollable_labelled_and_escaped(table):

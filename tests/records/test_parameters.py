@@ -62,7 +62,6 @@ def test_sheet_has_name_type_default_range_and_meaning(sheet):
         ("shared_noise", "false", False),
         ("shared_noise", "True", True),
         ("seeds", "[0, 1]", [0, 1]),
-        ("seeds", "[]", []),
         ("widths", '{"model": 8}', {"model": 8}),
         ("widths", "{'model': 8}", {"model": 8}),
         ("dataset", "1e-4", "1e-4"),
@@ -87,6 +86,8 @@ def test_text_is_read_by_the_annotation(sheet, name, text, value):
         ("tier", "huge", "ci, laptop, paper"),
         ("tier", "laptp", "did you mean laptop"),
         ("seeds", "0, 1", r"'\[0, 1\]', with the brackets"),
+        ("seeds", "[]", "at least one$"),
+        ("methods", "[]", "at least one, or none"),
         ("methods", "scdiff", r"""'\["a", "b"\]', with the brackets"""),
         ("seeds", "[0.5]", "a list"),
         ("seeds", "[0, -1]", "0 to 100000"),
@@ -114,7 +115,7 @@ values = st.fixed_dictionaries(
     {
         "learning_rate": st.none() | st.floats(min_value=1e-6, max_value=1.0),
         "shared_noise": st.booleans(),
-        "seeds": st.lists(st.integers(min_value=0, max_value=100000), max_size=4),
+        "seeds": st.lists(st.integers(min_value=0, max_value=100000), min_size=1, max_size=4),
         "dataset": st.text(st.characters(codec="ascii", exclude_categories=["C"]), max_size=12),
         "shift": st.integers(min_value=-1000, max_value=1000),
     }

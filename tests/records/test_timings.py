@@ -6,7 +6,7 @@ import pytest
 
 from screpro import paths
 from screpro.errors import ScreproError
-from screpro.records import load_timings
+from screpro.records import load_timings, timings
 from screpro.records.timings import write_timings
 
 ROW = {"operation": "energy", "ratio": 3.5, "peer": "geomloss"}
@@ -22,9 +22,25 @@ def test_rows_come_back_with_their_machine(folder):
     write_timings(folder / "kernels-here.timings.json", "kernels", [ROW], device="cpu")
     write_timings(folder / "other.timings.json", "annotate", [ROW], device="cpu")
     frame = load_timings("kernels")
-    assert frame.drop(columns="machine").to_dict("records") == [ROW]
+    assert frame.drop(columns=["machine", "peer_version"]).to_dict("records") == [ROW]
     assert frame["machine"].str.contains("threads").all()
     assert load_timings("nothing").empty
+
+
+def test_a_row_names_the_version_of_its_peer(folder, monkeypatch):
+    monkeypatch.setattr(timings, "peer_versions", lambda: {"geomloss": "0.3.1", "torch": "2.13.0"})
+    rows = [{"peer": "torch.cdist, eager"}, {"peer": "geomloss, tensorized"}, {"peer": "the formula, eager"}]
+    write_timings(folder / "kernels.timings.json", "kernels", rows, device="cpu")
+    assert load_timings("kernels")["peer_version"].tolist() == ["torch 2.13.0", "geomloss 0.3.1", None]
+
+
+def test_a_file_from_before_versions_were_recorded_is_read(folder):
+    write_timings(folder / "kernels.timings.json", "kernels", [ROW], device="cpu")
+    content = json.loads((folder / "kernels.timings.json").read_text())
+    assert set(content.pop("peers")) >= {"torch", "scipy"}
+    (folder / "kernels.timings.json").write_text(json.dumps(content))
+    frame = load_timings("kernels")
+    assert frame["ratio"].tolist() == [3.5] and frame["peer_version"].isna().all()
 
 
 @pytest.mark.parametrize("spoiled", ['{"schema": "screpro.timings/0"}', "{", '{"schema": "screpro.timings/1"}'])

@@ -9,12 +9,13 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from screpro import records
-from screpro.data.gene_graph import GeneGraph
+from screpro.data.gene_graph import GeneGraph, written_terms
 from screpro.errors import ScreproError
 from screpro.tasks import gene_perturbation_experiment as experiment
 from screpro.tasks.gene_perturbation import (
     PRESETS,
     PerturbedCells,
+    graph_of,
     halves,
     perturbed_cells,
     predict_scdiff,
@@ -78,6 +79,80 @@ def test_bad_cells_are_refused():
         cells().numbers(["nobody"])
     with pytest.raises(ScreproError, match="context"):
         train_scdiff(cells(), replace(PRESETS["ci"], context="other"), seed=0)
+
+
+def test_genes_without_terms_get_a_graph_of_co_expression():
+    """Two measured genes rise together in control cells; a third is not measured, and nothing is known of it."""
+    adata = table(["control", "m0", "m1", "zz"], n=40)
+    adata.var_names = [f"m{i}" for i in range(G)]
+    x = adata.X.toarray()
+    x[:, 1] = x[:, 0] + 0.01 * x[:, 1]
+    adata.X = sp.csr_matrix(x)
+    made = graph_of(adata)
+    assert made.genes == ("m0", "m1") and made.source == "co-expression in control cells"
+    assert made.weights.nnz == 2 and made.weights.data.min() > 0.99
+    assert perturbed_cells(adata, made).names == ("control", "m0", "m1")
+    held_out = adata.copy()
+    held_out.X[(adata.obs["perturbation"] != "control").to_numpy()] = 0  # only control cells are looked at
+    np.testing.assert_array_equal(graph_of(held_out).weights.toarray(), made.weights.toarray())
+    with pytest.raises(ScreproError, match="-p graph coexpression"):
+        graph_of(adata, kind="terms")
+    adata.var_names = [f"n{i}" for i in range(G)]
+    with pytest.raises(ScreproError, match="-p graph_file"):
+        graph_of(adata)
+
+
+def test_written_terms_are_taken_where_they_cover_half_of_the_genes():
+    known, other = sorted(written_terms())[:3], ["xx", "yy", "zz"]
+    assert graph_of(table(["control", *known, *other])).source.startswith("terms")
+    few = table(["control", *known[:2], *other])
+    few.var_names = [*other, *map(str, range(G - 3))]
+    assert graph_of(few).source.startswith("co-expression")
+    assert graph_of(few, kind="terms").genes == tuple(known[:2])
+
+
+def test_a_graph_file_is_named_when_it_does_not_fit(tmp_path):
+    adata, terms, edges = table(["control", "a", "b"]), tmp_path / "terms.tsv", tmp_path / "edges.csv"
+    terms.write_text("gene\tterm\na\tx\nb\tx\n")
+    edges.write_text("source,target,importance\na,b,0.5\n")
+    for file in (terms, edges):
+        assert graph_of(adata, file=file).genes == ("a", "b")
+    terms.write_text("gene\tterm\nENSG1\tx\n")
+    edges.write_text("source,target,importance\nENSG1,ENSG2,0.5\n")
+    for file in (terms, edges):
+        with pytest.raises(ScreproError, match="A graph_file names genes") as caught:
+            graph_of(adata, file=file)
+        assert file.name in str(caught.value) and "ENSG1" in str(caught.value)
+    with pytest.raises(ScreproError, match=r"nowhere\.csv"):
+        graph_of(adata, file=tmp_path / "nowhere.csv")
+
+
+def scdiff_rows(chosen):
+    """Rows of one recording whose tuning preferred the sampler `chosen`, with the direction of an older version."""
+    values = {"ddim": {"delta_pearson": 0.1}, "one call": {"delta_pearson": 0.3}}
+    main = {"": {"delta_pearson": values[chosen]["delta_pearson"] + 1e-9, "change_size_ratio": -0.2}}
+    made = records.start("scdiff/gene_perturbation", tier="ci")
+    for variant, scores in (main | values).items():
+        for metric, value in scores.items():
+            made.add(item="X-14", dataset="d", split="0", method="scdiff", metric=metric, metric_variant=variant,
+                     seed=0, value=value, direction="higher")  # fmt: skip
+    made.add(item="Table 7", dataset="d", split="0", method="gears", metric="delta_pearson", seed=0, value=0.2,
+             direction="higher")  # fmt: skip
+    return made.frame()
+
+
+@pytest.mark.parametrize(("chosen", "name"), [("one call", experiment.ONE_CALL), ("ddim", "scdiff")])
+def test_main_scores_are_named_by_how_cells_were_drawn(chosen, name):
+    named = experiment.by_sampler(scdiff_rows(chosen))
+    value = named.set_index(["metric", "method"])["value"]
+    assert value["delta_pearson", "scdiff"] == pytest.approx(0.1)
+    assert value["delta_pearson", experiment.ONE_CALL] == pytest.approx(0.3)
+    assert value["delta_pearson", "gears"] == pytest.approx(0.2)
+    assert named.loc[named["metric"] == "change_size_ratio", "method"].tolist() == [name]
+    assert set(named.loc[named["metric"] == "change_size_ratio", "direction"]) == {"closer to 1"}
+    assert not named.duplicated(["metric", "method", "split", "seed"]).any() and set(named["metric_variant"]) == {""}
+    sizes = records.side_by_side("scdiff", None, named, metric="change_size_ratio", subject="scdiff")
+    assert len(sizes.rows) == 1
 
 
 def test_control_halves_are_disjoint():
@@ -164,6 +239,10 @@ def test_an_error_shared_by_all_generated_cells_is_found(monkeypatch):
     found = experiment.drawing(None, own, replace(protocol().base, sampler="one call"), seed=0)
     assert found["control_error_ratio", "ddim"] == pytest.approx(np.sqrt((shift**2).mean() / (change**2).mean()))
     assert found["control_error_ratio", "one call"] == 0
+    assert found["mse_top20_de", "one call"] < 1e-8 and found["mse_top20_de", "ddim"] > 1
+    assert found["change_size_ratio", "one call"] == pytest.approx(1, abs=1e-5)
+    assert found["change_size_ratio", "ddim, generated control"] == pytest.approx(1, abs=1e-5)
+    assert abs(found["change_size_ratio", "ddim"] - 1) > 0.1
     assert found["delta_pearson", "ddim"] < 0.6
     for variant in ("ddim, generated control", "one call", "one call, generated control", "training perturbations"):
         assert found["delta_pearson", variant] == pytest.approx(1)

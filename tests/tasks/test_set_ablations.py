@@ -58,7 +58,7 @@ def test_every_variant_gets_rows_and_nothing_is_done_twice(monkeypatch):
     compare_variants(run, split, protocol, **chosen)
     table = run.frame()
     methods = {"perturbdiff", "squares_only", "set_size_1", "last_start", "controls_permuted"}
-    assert set(table["method"]) == methods | {"split_half"}
+    assert set(table["method"]) == methods | {"split_half", "control_cells"}
     assert set(table.loc[table["metric"] == "paired_change", "method"]) == {"controls_permuted"}
     assert (table[table["metric"] == "null_calls"].groupby("method").size() == 1).all()
 

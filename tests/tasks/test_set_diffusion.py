@@ -128,3 +128,23 @@ def test_a_group_without_controls_is_refused_before_training(split):
     lonely = split.train.take(np.flatnonzero(~split.train.is_control))
     with pytest.raises(ScreproError, match="control"):
         train(changed(lonely), SMALL, seed=0)
+
+
+def test_trained_with_frozen_vectors(split):
+    """Vectors take the place of a learned table, stay as they are in training, and are told apart by name."""
+    names = split.train.perturbations
+    vectors = {name: np.eye(len(names))[k] for k, name in enumerate(names) if k}
+    short = replace(SMALL, steps=20)
+    trained = train(split.train, short, seed=0, semantic={"perturbation": vectors})
+    assert "perturbation" not in trained.model.config.labels and set(trained.labels) == {
+        "perturbation",
+        "context",
+        "batch",
+    }
+    table = trained.model.covariates.frozen["perturbation"]
+    assert np.allclose(table[1:], np.eye(len(names))[1:]) and np.allclose(table[0], table[1:].mean(0))
+    assert np.isfinite(generate(trained, split.test, controls=split.controls, sampler=FAST, seed=0, title=None)).all()
+    with pytest.raises(ScreproError, match="without a vector"):
+        train(split.train, short, seed=0, semantic={"perturbation": {names[1]: [1.0]}})
+    with pytest.raises(ScreproError, match="several labels"):
+        train(split.train, short, seed=0, semantic={"dose": vectors})

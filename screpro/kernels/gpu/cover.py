@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from screpro.kernels.gpu.points import Clouds, distances, rounding
+
 __all__ = ["cover_cuda"]
 
-CHUNK = 2**28  # numbers of one product
-ROUNDING = 2.0**-19  # of a squared distance less a squared radius in float32, of the sum of what goes into it
+CHUNK = 2**24  # numbers of one product: 64 MiB
 
 
 def cover_cuda(a: Tensor, r: np.ndarray, b: Tensor) -> np.ndarray:
@@ -23,28 +24,15 @@ def cover_cuda(a: Tensor, r: np.ndarray, b: Tensor) -> np.ndarray:
     ScreproError
         Points are not finite, or differ in dimension.
     """
-    from screpro.errors import ScreproError
-
-    if (
-        a.ndim != 2
-        or b.ndim != 2
-        or a.shape[1] != b.shape[1]
-        or not (torch.isfinite(a).all() and torch.isfinite(b).all())
-    ):
-        raise ScreproError(
-            "Points are finite (n, d) and (m, d) tensors.",
-            got=f"shapes {tuple(a.shape)} and {tuple(b.shape)}, or values that are not finite",
-            fix="give both clouds the same dimensions and find out where NaN comes from",
-        )
-    reach = torch.as_tensor(r, dtype=torch.float64, device=a.device).square()
-    reach = reach * (1 + 4 * torch.finfo(torch.float64).eps)  # a radius that is a distance covers its own point
-    centre = b.double().mean(0)
-    x, y = a.double() - centre, b.double() - centre
-    unit = max(float(x.abs().max()), float(y.abs().max())) or 1.0
-    x, y = (x / unit).float(), (y / unit).float()
-    norms_x, norms_y, scaled = x.square().sum(1), y.square().sum(1), (reach / unit / unit).float()
-    offset = norms_x - scaled
-    slack = ROUNDING * (norms_y + norms_x.max() + scaled.max())
+    clouds = Clouds.of(a, b)
+    a, b, d = clouds.a, clouds.b, clouds.a.shape[1]
+    reach = (torch.as_tensor(r, dtype=torch.float64, device=a.device) / clouds.unit).square()
+    # a radius that is a distance covers its own point, in whatever order its squares were summed
+    reach = reach * (1 + (4 + d) * torch.finfo(torch.float64).eps)
+    x, y = clouds.centred()
+    norms_x, norms_y, scaled = x.double().square().sum(1), y.double().square().sum(1), reach.float()
+    offset = (norms_x - scaled).float()
+    slack = 2 * rounding(d) * (norms_y + norms_x.max() + scaled.max())
     covered = torch.zeros(len(b), dtype=torch.bool, device=a.device)
     rows = max(1, CHUNK // len(a))
     for start in range(0, len(b), rows):
@@ -59,8 +47,5 @@ def cover_cuda(a: Tensor, r: np.ndarray, b: Tensor) -> np.ndarray:
 
 def _reached(points: Tensor, a: Tensor, reach: Tensor) -> Tensor:
     """(k,) bool for points (k, d), from float64 differences with all of `a`."""
-    rows = max(1, CHUNK // a.numel())
-    found = [
-        ((part[:, None].double() - a[None].double()).square().sum(2) <= reach).any(1) for part in points.split(rows)
-    ]
-    return torch.cat(found) if found else points.new_zeros(0, dtype=torch.bool)
+    found = [(distances(part, a).square() <= reach).any(1) for part in points.split(max(1, CHUNK // len(a)))]
+    return torch.cat(found)

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from screpro.kernels.gpu.points import Clouds
 from screpro.kernels.gpu.tiles import NEAR, block, exact_squares, load_points, squares
 
 __all__ = ["energy_loss", "mean_distance"]
@@ -172,39 +173,15 @@ def types(points: Tensor) -> dict:
 
 def mean_distance(a: Tensor, b: Tensor | None = None) -> float:
     """See ``screpro.kernels.energy.mean_distance``."""
-    a, b, same, centre = clouds(a, b)
-    (n, d), m = a.shape, len(b)
+    clouds = Clouds.of(a, b)
+    (n, d), m = clouds.a.shape, len(clouds.b)
     grid, per_program = shares(n, m)
     sums = torch.empty(grid, dtype=torch.float64, device=a.device)
     _roots_kernel[grid](
-        a, b, centre, sums, n, m, d, int(same), per_program, TILE=TILE, STEP=block(d), num_warps=8, **types(a)
-    )
-    return float(sums.sum()) * (2 if same else 1) / (n * m)
-
-
-def clouds(a: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor, bool, Tensor]:
-    """Both clouds, contiguous and of one type, whether they are the same one, and the mean of the first."""
-    from screpro.errors import ScreproError
-
-    same = b is None
-    b = a if same else b
-    if a.ndim != 2 or b.ndim != 2 or not a.numel() or not b.numel() or a.shape[1] != b.shape[1]:
-        raise ScreproError(
-            "Clouds hold at least one point each, as (points, dimensions), in the same dimensions.",
-            got=f"{tuple(a.shape)} and {tuple(b.shape)}",
-            fix="project both onto the same components, or subset both to the same genes",
-        )
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    a = a.detach().to(dtype).contiguous()
-    b = a if same else b.detach().to(dtype).contiguous()
-    centre = a.mean(dim=0, dtype=torch.promote_types(dtype, torch.float32))
-    if not torch.isfinite(centre).all() or not torch.isfinite(b.sum()):
-        raise ScreproError(
-            "Points are finite numbers.",
-            got="values that are NaN or infinite",
-            fix="find out where they come from; do not fill them with zeros",
-        )
-    return a, b, same, centre
+        clouds.a, clouds.b, clouds.centre, sums, n, m, d, int(clouds.same), per_program,
+        TILE=TILE, STEP=block(d), num_warps=8, **types(clouds.a),
+    )  # fmt: skip
+    return float(sums.sum()) * clouds.unit * (2 if clouds.same else 1) / (n * m)
 
 
 def shares(n: int, m: int) -> tuple[tuple[int, int], int]:

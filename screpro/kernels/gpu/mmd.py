@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from screpro.kernels.gpu.energy import TILE, clouds, shares, types
+from screpro.kernels.gpu.energy import TILE, shares, types
+from screpro.kernels.gpu.points import Clouds
 from screpro.kernels.gpu.tiles import block, squares
 
 __all__ = ["kernel_sums"]
@@ -60,16 +61,16 @@ def kernel_sums(a: Tensor, b: Tensor, gammas: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _sums(a: Tensor, b: Tensor | None, gammas: np.ndarray) -> np.ndarray:
-    a, b, same, centre = clouds(a, b)
-    (n, d), m = a.shape, len(b)
+    clouds = Clouds.of(a, b)
+    (n, d), m = clouds.a.shape, len(clouds.b)
     grid, per_program = shares(n, m)
     count = triton.next_power_of_2(len(gammas))
     rates = np.zeros(count)  # a width of 0 fills up: its sum is 0
-    rates[: len(gammas)] = np.minimum(gammas * np.log2(np.e), 1e30)
+    rates[: len(gammas)] = np.minimum(gammas * np.log2(np.e) * clouds.unit**2, 1e30)
     rates = torch.tensor(rates, dtype=torch.float32, device=a.device)
     sums = torch.empty(*grid, count, dtype=torch.float64, device=a.device)
     _kernels_kernel[grid](
-        a, b, centre, rates, sums, n, m, d, int(same), per_program,
-        K=count, TILE=TILE, STEP=block(d), num_warps=8, **types(a),
+        clouds.a, clouds.b, clouds.centre, rates, sums, n, m, d, int(clouds.same), per_program,
+        K=count, TILE=TILE, STEP=block(d), num_warps=8, **types(clouds.a),
     )  # fmt: skip
-    return sums.sum(dim=(0, 1)).cpu().numpy()[: len(gammas)] * (2 if same else 1)
+    return sums.sum(dim=(0, 1)).cpu().numpy()[: len(gammas)] * (2 if clouds.same else 1)

@@ -33,7 +33,7 @@ def pca_torch(x: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
     k
         Number of components.
     """
-    n, g = x.shape
+    (n, g), x = x.shape, x.detach()
     if x.layout is not torch.strided and x.layout is not torch.sparse_csr:
         raise ScreproError("A sparse tensor of cells is in CSR layout.", got=str(x.layout), fix="call to_sparse_csr()")
     if x.dtype not in (torch.float32, torch.float64):

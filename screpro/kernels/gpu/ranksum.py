@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from screpro.errors import ScreproError
+from screpro.kernels.groups import not_finite
 
 __all__ = ["sums"]
 
@@ -77,7 +77,9 @@ def _nonzeros(entries: tuple[Tensor, Tensor, Tensor], genes: slice) -> tuple[Ten
 
 
 def _nonzeros_of_dense(x, genes: slice, device) -> tuple[Tensor, Tensor, Tensor]:
-    part = (x[:, genes] if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x[:, genes]))).to(device)
+    part = (x[:, genes].detach() if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x[:, genes]))).to(
+        device
+    )
     cell, gene = part.nonzero(as_tuple=True)
     return cell, gene, part[cell, gene]
 
@@ -85,11 +87,7 @@ def _nonzeros_of_dense(x, genes: slice, device) -> tuple[Tensor, Tensor, Tensor]
 def _value_bits(value: Tensor) -> tuple[Tensor, int]:
     """Whole numbers below 2^32 that order like the values, 0 in its place among them, and that of 0."""
     if not torch.isfinite(value).all():
-        raise ScreproError(
-            "Expression values are finite numbers.",
-            got="NaN or infinite values",
-            fix="remove the cells or genes they are in, or look for the step that made them",
-        )
+        raise not_finite()
     single = value.float()
     if value.dtype.is_floating_point and value.dtype == torch.float64 and not torch.equal(single.double(), value):
         # no room for 64 bits: the rank among the distinct values stands for a value

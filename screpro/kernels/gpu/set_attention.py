@@ -114,6 +114,8 @@ def _backward(
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor, n_heads: int) -> Tensor:
     """``packed_cross_attention`` of ``screpro.kernels.set_attention``; offsets int32 on the device."""
+    if keys.dtype == torch.bfloat16 and not keys.is_cuda:  # Triton's interpreter multiplies the bits of bfloat16
+        return _Attention.apply(queries.float(), keys.float(), values.float(), offsets, n_heads).to(keys.dtype)
     return _Attention.apply(queries, keys, values, offsets, n_heads)
 
 

@@ -26,7 +26,7 @@ ZERO_READS_AS = 1e-10
 
 def _capped(pair: Comparison) -> np.ndarray:
     """(M, G) float32 score of Cell-Eval: -log10 of the adjusted p-value."""
-    read = pair.generated.fdr_read
+    read = pair.generated.part("fdr_read")
     return -np.log10(np.where(read == 0, np.float32(ZERO_READS_AS), read))
 
 
@@ -97,6 +97,11 @@ def de_auroc(pair: Comparison) -> np.ndarray:
     -------
     (M,) NaN where none or all genes are truly called.
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes, gene 1 truly called in the first two. First: its generated p-value .02 is smaller
@@ -147,6 +152,11 @@ def de_auprc(pair: Comparison) -> np.ndarray:
     Returns
     -------
     (M,) NaN where none or all genes are truly called.
+
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
 
     Examples
     --------
@@ -200,6 +210,11 @@ def effect_size_spearman(pair: Comparison) -> float:
     float; 1 if no perturbation has a truly called gene (Cell-Eval's choice), NaN if all counts of a side are equal or
     one perturbation is left.
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes. Truly called are 0, 1 and 2 genes, in the generated cells 3, 1 and 2. The first
@@ -248,6 +263,11 @@ def effect_size_spearman_all(pair: Comparison) -> float:
     Returns
     -------
     float; NaN if all counts of a side are equal.
+
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
 
     Examples
     --------
@@ -298,6 +318,11 @@ def de_auroc_uncapped(pair: Comparison) -> np.ndarray:
     -------
     (M,) NaN where none or all genes are truly called.
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes, gene 1 truly called in the first two. First: .02 is smaller than .5 and equal to
@@ -309,7 +334,7 @@ def de_auroc_uncapped(pair: Comparison) -> np.ndarray:
     >>> de_auroc_uncapped(Comparison(real=real, generated=generated)).tolist()
     [0.75, 1.0, nan]
     """
-    return auroc(pair.real.significant, -pair.generated.fdr)
+    return auroc(pair.real.significant, -pair.generated.part("fdr"))
 
 
 @metric(title="AUPRC as printed: no cap on p-values", family="perturbation", direction="higher")
@@ -346,6 +371,11 @@ def de_auprc_uncapped(pair: Comparison) -> np.ndarray:
     -------
     (M,) NaN where none or all genes are truly called.
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes, gene 1 truly called. First: it comes second: 1/2. Second: its p-value of 0 comes
@@ -357,4 +387,4 @@ def de_auprc_uncapped(pair: Comparison) -> np.ndarray:
     >>> de_auprc_uncapped(Comparison(real=real, generated=generated)).round(3).tolist()
     [0.5, 1.0, 0.333]
     """
-    return average_precision(pair.real.significant, -pair.generated.fdr)
+    return average_precision(pair.real.significant, -pair.generated.part("fdr"))

@@ -5,13 +5,16 @@ import scipy.sparse as sp
 
 from screpro.errors import ScreproError
 
-__all__ = ["check_same_controls", "check_same_perturbations", "check_values"]
+__all__ = ["TOTAL", "check_same_controls", "check_same_perturbations", "check_values"]
 
 LOG_BELOW = 15.0
 """Cell-Eval refuses values from here on: e^15 is more molecules than a cell is read for."""
 
 FRACTION = 1e-3
 """Values without any fractional part above this are counts."""
+
+TOTAL = "all"
+"""What stands in place of a perturbation's name beside a number for all of them."""
 
 CHUNK = 1 << 20  # values looked at in one go
 
@@ -59,8 +62,8 @@ def check_same_perturbations(labels: np.ndarray, generated_labels: np.ndarray, *
     Raises
     ------
     ScreproError
-        If real control cells are missing, a perturbation is in one file only or none is there at all, or one has a
-        single cell.
+        If real control cells are missing, a perturbation is in one file only or none is there at all, one has a
+        single cell, or one is called like the mean over all of them (`TOTAL`).
     """
     counted = [dict(zip(*np.unique(part, return_counts=True), strict=True)) for part in (labels, generated_labels)]
     real, generated = ({str(name): int(n) for name, n in part.items()} for part in counted)
@@ -69,6 +72,12 @@ def check_same_perturbations(labels: np.ndarray, generated_labels: np.ndarray, *
             f"The real file has at least two control cells, labelled {control!r}.",
             got=f"{real.get(control, 0)} of them; labels {', '.join(list(real)[:5])} ...",
             fix="name the control label, and keep the control cells in the real file",
+        )
+    if TOTAL in {*real, *generated} - {control}:
+        raise ScreproError(
+            f"No perturbation is called {TOTAL!r}: in the tables that is the mean over perturbations.",
+            got=f"cells labelled {TOTAL!r}",
+            fix="give them another name in both files",
         )
     ours, theirs = set(real) - {control}, set(generated) - {control}
     if ours != theirs or not ours:

@@ -101,6 +101,11 @@ def pds_l1(pair: Comparison) -> np.ndarray:
     -------
     (M,)
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations named after the three genes, control mean 0, so the effects are the means. Prediction A is
@@ -158,6 +163,11 @@ def pds_l2(pair: Comparison) -> np.ndarray:
     -------
     (M,)
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes of other names, control mean 0. The first two predictions are exact. The third is
@@ -213,6 +223,11 @@ def pds_cosine(pair: Comparison) -> np.ndarray:
     -------
     (M,)
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes of other names, control mean 0. The first prediction has the right direction and
@@ -263,6 +278,11 @@ def pds_l1_printed(pair: Comparison) -> np.ndarray:
     Returns
     -------
     (M,)
+
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
 
     Examples
     --------
@@ -316,6 +336,11 @@ def pds_l2_printed(pair: Comparison) -> np.ndarray:
     -------
     (M,)
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations that target the three genes, control mean 0. The first two predictions are exact. The third
@@ -368,6 +393,11 @@ def pds_cosine_printed(pair: Comparison) -> np.ndarray:
     Returns
     -------
     (M,)
+
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
 
     Examples
     --------

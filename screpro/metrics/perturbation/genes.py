@@ -95,6 +95,11 @@ def de_overlap(pair: Comparison) -> np.ndarray:
     -------
     (M,) 0 where no gene is truly called.
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes. First: genes 1 and 2 are truly called, so k = 2; the two strongest generated ones
@@ -149,6 +154,11 @@ def de_precision(pair: Comparison) -> np.ndarray:
     -------
     (M,) 0 where no gene is called in the generated cells.
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes. First: all three genes are called in the generated cells, k = 3, two of them
@@ -200,6 +210,11 @@ def direction_agreement(pair: Comparison) -> np.ndarray:
     Returns
     -------
     (M,) NaN where no gene is truly called; Cell-Eval leaves such perturbations out.
+
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
 
     Examples
     --------
@@ -253,6 +268,11 @@ def lfc_spearman(pair: Comparison) -> np.ndarray:
     -------
     (M,) NaN where fewer than two genes are truly called, or all have the same fold change on a side.
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes. First: all three called, ranks (1, 2, 3) and (1, 3, 2): 1 - 6·2/(3·8) = 1/2.
@@ -265,5 +285,5 @@ def lfc_spearman(pair: Comparison) -> np.ndarray:
     >>> lfc_spearman(Comparison(real=real, generated=generated)).round(6).tolist()
     [0.5, -1.0, nan]
     """
-    real, generated = (side.fold_change.astype(np.float32) for side in (pair.real, pair.generated))
+    real, generated = (side.part("fold_change").astype(np.float32) for side in (pair.real, pair.generated))
     return spearman_of(real, generated, pair.real.significant)

@@ -56,6 +56,11 @@ def direction_agreement_both(pair: Comparison) -> np.ndarray:
     -------
     (M,) NaN where no gene is called on both sides.
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes. First: genes 1 and 2 are truly called, only gene 1 in the generated cells, and it
@@ -105,6 +110,11 @@ def de_overlap_printed(pair: Comparison) -> np.ndarray:
     Returns
     -------
     (M,) NaN where no gene is truly called.
+
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
 
     Examples
     --------
@@ -156,6 +166,11 @@ def de_precision_printed(pair: Comparison) -> np.ndarray:
     -------
     (M,) NaN where no gene is called in the generated cells.
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Control mean 1 for three genes, three perturbations. First: all three genes are called in the generated cells, two
@@ -206,6 +221,11 @@ def lfc_spearman_printed(pair: Comparison) -> np.ndarray:
     Returns
     -------
     (M,) NaN where fewer than two genes are truly called, or all have the same ratio on a side.
+
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
 
     Examples
     --------

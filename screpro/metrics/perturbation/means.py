@@ -36,6 +36,11 @@ def row_pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.where(scale > 0, (a * b).sum(axis=1) / scale, np.nan)
 
 
+def _error(pair: Comparison) -> np.ndarray:
+    """(M, G) generated less real mean."""
+    return pair.generated.part("mean") - pair.real.part("mean")
+
+
 @metric(title="R² of mean expression", family="perturbation", direction="higher")
 def r2_of_means(pair: Comparison) -> float:
     r"""Share of the variance between genes that the generated mean expression explains: one number per data set.
@@ -73,6 +78,11 @@ def r2_of_means(pair: Comparison) -> float:
     -------
     float; NaN if all genes have the same real mean.
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations of one cell each. The real means of the three genes are 1, 2 and 6, the generated ones 1, 3 and
@@ -84,7 +94,7 @@ def r2_of_means(pair: Comparison) -> float:
     >>> round(r2_of_means(Comparison(real=real, generated=generated)), 4)  # 1 - 1/14
     0.9286
     """
-    real, generated = pair.real.overall, pair.generated.overall
+    real, generated = pair.real.part("overall"), pair.generated.part("overall")
     spread = ((real - real.mean()) ** 2).sum()
     return float(1 - ((real - generated) ** 2).sum() / spread) if spread > 0 else float("nan")
 
@@ -125,6 +135,11 @@ def pd_corr(pair: Comparison) -> np.ndarray:
     Returns
     -------
     (M,) NaN where all genes have the same effect, for instance none because controls were predicted.
+
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
 
     Examples
     --------
@@ -175,6 +190,11 @@ def mse_of_means(pair: Comparison) -> np.ndarray:
     -------
     (M,)
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes. Errors are (0, 0, 0), (3, 0, 0) and (1, 1, 2), their mean squares 0, 9/3 and 6/3.
@@ -185,7 +205,7 @@ def mse_of_means(pair: Comparison) -> np.ndarray:
     >>> mse_of_means(Comparison(real=real, generated=generated)).tolist()
     [0.0, 3.0, 2.0]
     """
-    return ((pair.generated.mean - pair.real.mean) ** 2).mean(axis=1)
+    return (_error(pair) ** 2).mean(axis=1)
 
 
 @metric(title="MAE of mean expression", family="perturbation", direction="lower")
@@ -223,6 +243,11 @@ def mae_of_means(pair: Comparison) -> np.ndarray:
     -------
     (M,)
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes. Errors are (0, 0, 0), (3, 0, 0) and (1, -1, 1), their mean sizes 0, 1 and 1.
@@ -233,7 +258,7 @@ def mae_of_means(pair: Comparison) -> np.ndarray:
     >>> mae_of_means(Comparison(real=real, generated=generated)).tolist()
     [0.0, 1.0, 1.0]
     """
-    return np.abs(pair.generated.mean - pair.real.mean).mean(axis=1)
+    return np.abs(_error(pair)).mean(axis=1)
 
 
 @metric(title="MAE as printed: norm of the effect error", family="perturbation", direction="lower")
@@ -271,6 +296,11 @@ def effect_error_norm(pair: Comparison) -> np.ndarray:
     Returns
     -------
     (M,)
+
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
 
     Examples
     --------
@@ -319,6 +349,11 @@ def effect_error_squared_norm(pair: Comparison) -> np.ndarray:
     -------
     (M,)
 
+    Raises
+    ------
+    ScreproError
+        `pair` lacks one of these parts.
+
     Examples
     --------
     Three perturbations, three genes. Errors are (0, 0, 0), (3, 4, 0) and (1, 2, 2): sums of squares 0, 25 and 9.
@@ -329,4 +364,4 @@ def effect_error_squared_norm(pair: Comparison) -> np.ndarray:
     >>> effect_error_squared_norm(Comparison(real=real, generated=generated)).tolist()
     [0.0, 25.0, 9.0]
     """
-    return ((pair.generated.mean - pair.real.mean) ** 2).sum(axis=1)
+    return (_error(pair) ** 2).sum(axis=1)

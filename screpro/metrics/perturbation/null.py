@@ -90,6 +90,11 @@ def null_calls(null: Side) -> np.ndarray:
     -------
     (M,) one share for each group of generated control cells.
 
+    Raises
+    ------
+    ScreproError
+        `null` lacks adjusted p-values.
+
     Examples
     --------
     Three groups of control cells, say of three donors, and three genes. First: genes 1 and 2 are called, 2/3. Second:

@@ -14,6 +14,7 @@ from screpro.metrics.perturbation.calls import (
     effect_size_spearman_all,
 )
 from screpro.metrics.perturbation.cells import compare, read_pair
+from screpro.metrics.perturbation.checks import TOTAL
 from screpro.metrics.perturbation.discrimination import (
     pds_cosine,
     pds_cosine_printed,
@@ -165,11 +166,11 @@ def _rows(method: str, name: str, value: np.ndarray, pair: Comparison) -> "pd.Da
     import pandas as pd
 
     value = np.atleast_1d(value).astype(np.float64) if value.ndim else value.astype(np.float64)
-    names, values, n = ["all"], value, [pair.n_perturbations]
+    names, values, n = [TOTAL], value, [pair.n_perturbations]
     if value.ndim:
         defined = ~np.isnan(value)
         mean = value[defined].mean() if defined.any() else np.nan
         labels = pair.perturbations or tuple(str(number) for number in range(len(value)))
-        names, values, n = [*labels, "all"], np.append(value, mean), [*defined.astype(int), int(defined.sum())]
+        names, values, n = [*labels, TOTAL], np.append(value, mean), [*defined.astype(int), int(defined.sum())]
     columns = {"method": method, "metric": name, "perturbation": names, "value": values, "n": n}
     return pd.DataFrame(columns)

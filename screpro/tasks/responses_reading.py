@@ -1,0 +1,131 @@
+"""What rows of responses say, in words that pages show: an aim met or not, a variant better on what, a network trained
+far enough to be compared.
+
+Every difference is one of pairs of trainings with the same seed, and counts when it exceeds its standard error
+(``records.compare``).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from screpro.records.compare import Comparison, compare
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Reach", "judged", "moved", "reach", "reach_sentence", "said"]
+
+R2, UNTREATED = "r2_of_means", "control_cells"
+
+
+def judged(
+    rows: "pd.DataFrame", method: str, metric: str, *, against: str | float, against_metric: str | None = None
+) -> Comparison | None:
+    """Is a method better than another, or than a bound, on one data set and tier? None where one has no rows.
+
+    Parameters
+    ----------
+    rows
+        Of one data set and tier and one variant.
+    method, metric
+        What is compared.
+    against
+        A method, or a number.
+    against_metric
+        Metric of the method that is compared with, if it is another than `metric`.
+    """
+    import pandas as pd
+
+    own = rows[(rows["method"] == method) & (rows["metric"] == metric)]
+    if isinstance(against, str):
+        other = rows[(rows["method"] == against) & (rows["metric"] == (against_metric or metric))]
+    else:
+        other = own.drop_duplicates("split").assign(method="bound", seed=None, value=float(against))
+        against = "bound"
+    both = pd.concat([own, other.assign(metric=metric)], ignore_index=True)
+    found = compare(both, method, against) if len(own) and len(other) else []
+    return found[0] if found else None
+
+
+def said(found: Comparison | None) -> str:
+    """ "met", "level" or "missed", with the difference and its standard error; one pair decides nothing."""
+    if found is None:
+        return "not run"
+    if found.n_pairs < 2:
+        return f"not decided, one training ({found.difference:+.3f})"
+    word = {"win": "met", "tie": "level", "loss": "missed"}[found.outcome]
+    return f"{word} ({found.difference:+.3f} ± {found.standard_error:.3f})"
+
+
+def moved(rows: "pd.DataFrame", method: str, against: str, metrics: Sequence[str]) -> dict[str, list[str]]:
+    """Metrics on which a method is better, worse or level, over rows of one data set, tier and variant."""
+    out: dict[str, list[str]] = {"better": [], "worse": [], "level": []}
+    for metric in metrics:
+        if found := judged(rows, method, metric, against=against):
+            out[{"win": "better", "loss": "worse", "tie": "level"}[found.outcome]].append(metric)
+    return out
+
+
+class Reach(NamedTuple):
+    """How near a network's mean expression comes to the truth, beside cells to which nothing was done."""
+
+    dataset: str
+    tier: str
+    r2: float
+    untreated: float
+    borrowed: bool  # the value of untreated cells is another page's
+
+    @property
+    def behind(self) -> bool:
+        """Whether untreated cells, as they are, would be a better answer."""
+        return self.r2 < self.untreated
+
+
+def reach(
+    rows: "pd.DataFrame",
+    method: str,
+    *,
+    variant: str = "",
+    untreated: Mapping[str, str] | None = None,
+    elsewhere: "pd.DataFrame | None" = None,
+) -> list[Reach]:
+    """R² of mean expression of a method and of untreated cells, for every data set and tier where both are known.
+
+    Parameters
+    ----------
+    rows
+        The rows that a page shows.
+    method, variant
+        The network, and the variant of its rows.
+    untreated
+        Columns and values that the rows of untreated cells have besides; by default the same variant.
+    elsewhere
+        Rows of another page to take untreated cells from, of the same data set and tier, where `rows` have none.
+    """
+    own = rows[(rows["metric"] == R2) & (rows["method"] == method) & (rows["metric_variant"] == variant)]
+    wanted = {"metric": R2, "method": UNTREATED, "metric_variant": variant} | dict(untreated or {})
+    found = []
+    for (dataset, tier), part in own.groupby(["dataset", "tier"], sort=False):
+        for source, borrowed in ((rows, False), (elsewhere, True)):
+            if source is None:
+                continue
+            here = {"dataset": dataset, "tier": tier} | (wanted | {"metric_variant": ""} if borrowed else wanted)
+            value = source[(source[list(here)] == list(here.values())).all(axis=1)]["value"].mean()
+            if value == value:
+                found.append(Reach(dataset, tier, float(part["value"].mean()), float(value), borrowed))
+                break
+    return found
+
+
+def reach_sentence(found: Reach, of: str = "the main model") -> str:
+    """Both values, and whether the network is behind."""
+    text = (
+        f"`{found.dataset}`, tier `{found.tier}`: the mean expression of the cells of {of} has an R² of {found.r2:.3f},"
+        f" that of untreated cells {found.untreated:.3f}"
+    )
+    if found.borrowed:
+        text += " (by the recorded main results, where this data set may have other sizes)"
+    if not found.behind:
+        return text + ". The network knows at least what untreated cells show."
+    times = (1 - found.r2) / max(1 - found.untreated, 1e-9)
+    return f"{text}. It leaves {times:.1f} times as much unexplained as the answer that nothing happens."

@@ -1,0 +1,66 @@
+"""What pages say about rows: paired differences and not bare means, and networks behind untreated cells."""
+
+import pytest
+
+from screpro.records.results import to_frame
+from screpro.tasks.responses_reading import judged, moved, reach, reach_sentence, said
+
+
+def row(method, value, seed=0, metric="pd_corr", direction="higher", variant="", dataset="set", tier="laptop"):
+    return {
+        "paper": "perturbdiff", "item": "Table 4", "dataset": dataset, "split": "held out", "method": method,
+        "metric": metric, "metric_variant": variant, "n_real": None, "n_generated": None, "n_genes": None,
+        "seed": seed, "tier": tier, "value": value, "unit": "", "direction": direction, "run_id": "perturbdiff/x/1",
+    }  # fmt: skip
+
+
+def test_a_difference_below_its_error_is_level():
+    """.431 against .430 with seeds that scatter by .02 is neither met nor missed."""
+    rows = to_frame(
+        [row("model", v, seed) for seed, v in enumerate((0.451, 0.432, 0.411))] + [row("linear", 0.430, None)]
+    )
+    assert said(judged(rows, "model", "pd_corr", against="linear")).startswith("level (+0.001 ± 0.012")
+    assert said(judged(rows, "model", "pd_corr", against=0.3)).startswith("met")
+    assert said(judged(rows, "model", "pd_corr", against=0.6)).startswith("missed")
+    assert said(judged(rows, "model", "pd_corr", against="absent")) == "not run"
+    assert "one training" in said(judged(rows[rows["seed"] != 1][1:], "model", "pd_corr", against=0.1))
+
+
+def test_bounds_of_scores_that_are_better_low_and_other_metrics_of_a_baseline():
+    low = {"metric": "null_calls", "direction": "lower"}
+    rows = to_frame(
+        [row("model", v, seed, **low) for seed, v in enumerate((0.02, 0.03))]
+        + [row("model", v, seed, metric="de_auroc") for seed, v in enumerate((0.7, 0.71))]
+        + [row("mean", 0.5, None, metric="de_auroc"), row("mean", 0.8, None, metric="de_auroc_of_shift")]
+    )
+    assert said(judged(rows, "model", "null_calls", against=0.1)).startswith("met")
+    shift = judged(rows, "model", "de_auroc", against="mean", against_metric="de_auroc_of_shift")
+    assert said(shift).startswith("missed (-0.095")
+
+
+def test_what_a_variant_moves_follows_the_direction():
+    rows = to_frame(
+        [row(m, v + 0.001 * s, s) for s in (0, 1, 2) for m, v in (("main", 0.5), ("other", 0.3))]
+        + [row(m, v + 0.001 * s, s, "null_calls", "lower") for s in (0, 1) for m, v in (("main", 0.7), ("other", 0.6))]
+        + [row(m, 0.4, s, "mae") for s in (0, 1) for m in ("main", "other")]
+    )
+    found = moved(rows, "other", "main", ["pd_corr", "null_calls", "mae", "absent"])
+    assert found == {"better": ["null_calls"], "worse": ["pd_corr"], "level": ["mae"]}
+
+
+@pytest.mark.parametrize("own_reference", [True, False])
+def test_a_network_behind_untreated_cells_is_said_to_be(own_reference):
+    r2 = {"metric": "r2_of_means"}
+    rows = [row("perturbdiff", 0.8, 0, **r2), row("perturbdiff", 0.99, 0, **r2, dataset="other")]
+    rows += [row("control_cells", 0.98, None, **r2, dataset="other")]
+    rows += [row("control_cells", 0.98, None, **r2)] if own_reference else []
+    main = to_frame([row("control_cells", 0.975, None, **r2), row("control_cells", 0.5, None, **r2, tier="ci")])
+    found = {own.dataset: own for own in reach(to_frame(rows), "perturbdiff", elsewhere=main)}
+    assert found["set"].behind and not found["other"].behind
+    assert found["set"].borrowed != own_reference
+    text = reach_sentence(found["set"])
+    assert ("10.0 times" if own_reference else "8.0 times") in text and ("main results" in text) != own_reference
+    assert "times" not in reach_sentence(found["other"])
+    assert [own.dataset for own in reach(to_frame(rows), "perturbdiff")] == (["set"] if own_reference else []) + [
+        "other"
+    ]
