@@ -1,4 +1,4 @@
-r"""The straight path between noise and latents, and the loss of a velocity on it: scLDM section 3.2 (no equation number).
+r"""The straight path between noise and latents, and the loss of a velocity on it: scLDM section 3.2, without a number.
 
 $$Z_t = t\,Z_1 + (1 - t)\,Z_0, \quad Z_0 \sim N(0, I), \; t \sim U(0, 1), \qquad
 v^*(Z_t, t) = \mathbb{E}[Z_1 - Z_0 \mid Z_t] .$$
