@@ -225,7 +225,7 @@ Markdown("\n".join(lines))
 # | 35 | guidance | {src}`screpro.samplers.set_ddim.guided` | of $\varepsilon$; linear, so the same |
 # | 36 | entrances of the two streams | {src}`screpro.models.perturbdiff.PerturbDiff.hidden` | |
 # | 37 | the condition | {src}`screpro.models.perturbdiff.PerturbDiff` | an MLP of both embeddings; the code adds them |
-# | 38 to 44 | a block of the MM-DiT | {src}`screpro.models.perturbdiff.Block` | the MLP after attention, a [variant](ablation.py); in the code it is parallel |
+# | 38 to 44 | a block of the MM-DiT | {src}`screpro.models.perturbdiff.Block` | the MLP after attention, a {doc}`variant <ablation>`; in the code it is parallel |
 # | 45 to 48 | means of cells, and effects | {src}`screpro.metrics.perturbation.cells.compare` | |
 # | 49 | R² | {src}`screpro.metrics.perturbation.means.r2_of_means` | not said over what it sums |
 # | 50 | PDS, by three distances | {src}`screpro.metrics.perturbation.discrimination.pds_l1` | ties are won, the perturbed gene stays: {src}`screpro.metrics.perturbation.discrimination.pds_l1_printed` |
@@ -702,7 +702,7 @@ table.set_index(["data", "aim"]).style  # texts in full
 # of them, is the second part of the repair, where validation cells prefer it (the chosen settings stand above):
 # guidance is not used, and a network that sees its labels more often knows them better. Noise that stays smaller, genes
 # divided by their spread and smaller sets at equal compute were tried on networks of the page on
-# [ablation](ablation.py). What each of these moved there by more than the standard error, against the main model:
+# {doc}`ablation <ablation>`. What each of these moved there by more than the standard error, against the main model:
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 variants = {**TRAININGS, **SAMPLINGS}

@@ -112,7 +112,7 @@ apart = pd.DataFrame(
 apart.drop(index=base).loc[[m for m in printed["method"].unique() if m != base]].round(4)
 
 # %% [markdown]
-# The printed score is macro *precision* ([annotation](annotation.py) shows why), and its five runs share one split.
+# The printed score is macro *precision* ({doc}`annotation <annotation>` shows why), and its five runs share one split.
 #
 # ## Method
 #
@@ -434,7 +434,7 @@ def between_splits(frame):
         by_split = by_split.groupby("split")["value"].mean()
         if len(by_split) > 1 and len(by_variant) > 1:
             text += (
-                f" On the [annotation page](annotation.py), where scDiff is trained for longer, its mean macro F1 differs "
+                f" On the {{doc}}`annotation page <annotation>`, where scDiff is trained for longer, its mean macro F1 differs "
                 f"by {by_split.max() - by_split.min():.3f} between {len(by_split)} splits of these cells. Between the "
                 f"{len(by_variant)} variants with diffusion here it differs by {by_variant.max() - by_variant.min():.3f}."
             )

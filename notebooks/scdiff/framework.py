@@ -72,8 +72,8 @@ width: int | None = None  # width of the network, a multiple of its 4 (tier pape
 #
 # Labelling turns the question round with Bayes' rule: under a uniform prior the most probable label is the one under
 # which the cell is most probable, and the denoising error takes the place of the probability. Pages:
-# labelling on [annotation](annotation.py), completion on [imputation](imputation.py), transfer on
-# [perturbation](perturbation.py).
+# labelling on {doc}`annotation <annotation>`, completion on {doc}`imputation <imputation>`, transfer on
+# {doc}`perturbation <perturbation>`.
 
 # %% tags=["hide-input"]
 import os

@@ -151,7 +151,7 @@ figure = curve_figure(paper_points("Figure 2", "Figure 5"), "n_cell_types", "tar
 figure = curve_figure(paper_points("Figure 6", "Figure 7"), "n_shot", "labelled cells per type (5 types)")
 
 # %% [markdown]
-# What is "macro accuracy" on the paper's axes is macro precision in its computation ([annotation](annotation.py)).
+# What is "macro accuracy" on the paper's axes is macro precision in its computation ({doc}`annotation <annotation>`).
 # The numbers are those the authors released. Before comparing anything with them:
 #
 # - **One draw.** The labelled cells were drawn once per data set; the error bars hold training and sampling noise, not
@@ -183,7 +183,7 @@ Markdown(
 # %% [markdown]
 # ## Method
 #
-# Pre-training and fine-tuning minimise the same loss as [annotation](annotation.py), first over cells of majority
+# Pre-training and fine-tuning minimise the same loss as {doc}`annotation <annotation>`, first over cells of majority
 # types, then, for 50 passes at half the learning rate {cite:p}`scdiff`, over the labelled cells $\mathcal S$ alone:
 #
 # $$\min_\theta\ \frac{1}{|\mathcal S|}\sum_{(x_0, c) \in \mathcal S}\mathbb{E}_{t, \epsilon}

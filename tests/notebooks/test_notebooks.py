@@ -37,6 +37,11 @@ def test_header_and_title(source):
     assert first.cell_type == "markdown" and first.source.startswith("# ")
 
 
+def test_pages_are_linked_as_pages(source):
+    """A link to a source file would be its download."""
+    assert not re.findall(r"\]\([\w/.]+\.(?:py|ipynb)\)", source.read_text(encoding="utf-8"))
+
+
 def test_parameters_have_a_meaning_and_a_valid_default(source):
     sheet = parameters.read(source)
     names = {p.name for p in sheet.parameters}
