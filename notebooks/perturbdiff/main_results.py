@@ -228,7 +228,7 @@ Markdown("\n".join(lines))
 # | 38 to 44 | a block of the MM-DiT | {src}`screpro.models.perturbdiff.Block` | the MLP after attention, a {doc}`variant <ablation>`; in the code it is parallel |
 # | 45 to 48 | means of cells, and effects | {src}`screpro.metrics.perturbation.cells.compare` | |
 # | 49 | R² | {src}`screpro.metrics.perturbation.means.r2_of_means` | not said over what it sums |
-# | 50 | PDS, by three distances | {src}`screpro.metrics.perturbation.discrimination.pds_l1` | ties are won, the perturbed gene stays: {src}`screpro.metrics.perturbation.discrimination.pds_l1_printed` |
+# | 50 | PDS, by three distances | {src}`screpro.metrics.perturbation.discrimination.pds_l1` | ties are won, the perturbed gene stays: {src}`screpro.metrics.perturbation.discrimination_printed.pds_l1_printed` |
 # | 51 | PDCorr | {src}`screpro.metrics.perturbation.means.pd_corr` | |
 # | 52 | MAE | {src}`screpro.metrics.perturbation.means.mae_of_means` | a norm over genes: {src}`screpro.metrics.perturbation.means.effect_error_norm` |
 # | 53 | MSE, labelled MAE | {src}`screpro.metrics.perturbation.means.mse_of_means` | its square: {src}`screpro.metrics.perturbation.means.effect_error_squared_norm` |

@@ -15,28 +15,28 @@ Any rule may have two more fields. ``needs`` is a floor: data sets decide only w
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from screpro.errors import ScreproError
 from screpro.records.compare import Comparison, compare, heaviest, plain, standard_error
+from screpro.records.rules_rows import (
+    NOT_TESTED,
+    Verdict,
+    at_least,
+    compared,
+    gap_said,
+    rows_of,
+    rows_used,
+    too_few,
+    where_said,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["NOT_TESTED", "Verdict", "check", "decide"]
-
-NOT_TESTED = "not tested yet"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """``word`` is the verdict, ``evidence`` a sentence with the numbers, ``rows`` the result rows used."""
-
-    word: str
-    evidence: str
-    rows: "pd.DataFrame | None" = field(default=None, repr=False, compare=False)
 
 
 def decide(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
@@ -100,66 +100,6 @@ def check(claim: str, test: Mapping[str, Any]) -> None:
         check(claim, part)
 
 
-# --- what every rule starts from --------------------------------------------------------------------------
-
-
-def _rows(test: Mapping[str, Any], results: "pd.DataFrame", variant: str) -> "pd.DataFrame":
-    import pandas as pd
-
-    rows = results[(results["metric"].map(plain) == plain(test["metric"])) & (results["item"] != "tuning")]
-    variants = rows["metric_variant"].map(plain)
-    kept = variants == plain(variant)
-    if "own_variants" in test:
-        own = rows["method"].map(plain) == plain(test["method"])
-        parts = [rows[own & (variants == plain(name))] for name in test["own_variants"]]  # `compare` keeps the last
-        rows = pd.concat([rows[kept & ~own], *parts]).assign(metric_variant=variant)
-    else:
-        rows = rows[kept]
-    if "datasets" in test:
-        rows = rows[rows["dataset"].isin(test["datasets"])]
-    return heaviest(rows, test["tiers"])
-
-
-def _compared(
-    test: Mapping[str, Any], rows: "pd.DataFrame", method: str, against: Sequence[str]
-) -> dict[str, dict[str, Comparison]]:
-    """Per data set the comparison of `method` with each of `against`; only sets with all of them and enough seeds."""
-    found: dict[str, dict[str, Comparison]] = {}
-    for other in against:
-        pair = rows[rows["method"].map(plain).isin((plain(method), plain(other)))]
-        for comparison in compare(pair, method, other):
-            if comparison.n_seeds >= test["min_seeds"]:
-                found.setdefault(comparison.dataset, {})[other] = comparison
-    return {dataset: each for dataset, each in found.items() if len(each) == len(against)}
-
-
-def _used(rows: "pd.DataFrame", datasets: Iterable[str], methods: Iterable[str]) -> "pd.DataFrame":
-    names = [plain(method) for method in methods]
-    return rows[rows["dataset"].isin(list(datasets)) & rows["method"].map(plain).isin(names)]
-
-
-def _too_few(test: Mapping[str, Any], n: int, rows: "pd.DataFrame") -> Verdict:
-    return Verdict(
-        NOT_TESTED,
-        f"{n} of the {test['min_datasets']} data sets it takes have at least {test['min_seeds']} seeds of every "
-        f"method at tier {' or '.join(test['tiers'])}",
-        rows,
-    )
-
-
-def _gap(c: Comparison, other: str = "") -> str:
-    return f"{other and f'{other} '}{c.difference:+.3f} ± {c.standard_error:.3f}"
-
-
-def _where(each: Mapping[str, Comparison]) -> str:
-    some = next(iter(each.values()))
-    return f"({some.n_pairs} pairs{f' of {some.n_splits} splits' * (some.n_splits > 1)}, {some.tier})"
-
-
-def _needed(share: float, n: int) -> int:
-    return max(1, math.ceil(share * n - 1e-9))
-
-
 def _needs(test: Mapping[str, Any], results: "pd.DataFrame", decided: Verdict) -> Verdict:
     """The verdict of the data sets on which a method is ahead of a floor by more than the standard error.
 
@@ -184,7 +124,7 @@ def _needs(test: Mapping[str, Any], results: "pd.DataFrame", decided: Verdict) -
         if dataset not in found:
             below[dataset] = f"no row of {floor}"
         elif found[dataset].outcome != "win":
-            below[dataset] = _gap(found[dataset])
+            below[dataset] = gap_said(found[dataset])
     if not below:
         return decided
     said = "; ".join(f"{dataset} ({why})" for dataset, why in below.items())
@@ -215,12 +155,12 @@ def _wins(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     not_behind, lost_to = list(test.get("not_behind", [])), list(test.get("lost_to", []))
     everyone = [*against, *not_behind, *lost_to]
     variants = test.get("metric_variants", [test.get("metric_variant", "")])
-    tables = [_rows(test, results, variant) for variant in variants]
-    found = [_compared(test, rows, test["method"], everyone) for rows in tables]
+    tables = [rows_of(test, results, variant) for variant in variants]
+    found = [compared(test, rows, test["method"], everyone) for rows in tables]
     sets = [dataset for dataset in found[0] if all(dataset in each for each in found)]
-    used = pd.concat([_used(rows, sets, (test["method"], *everyone)) for rows in tables], ignore_index=True)
+    used = pd.concat([rows_used(rows, sets, (test["method"], *everyone)) for rows in tables], ignore_index=True)
     if len(sets) < test["min_datasets"]:
-        return _too_few(test, len(sets), used)
+        return too_few(test, len(sets), used)
 
     def outcome(each: Mapping[str, Comparison]) -> str:
         if any(each[other].outcome == "loss" for other in (*against, *lost_to)):
@@ -231,8 +171,8 @@ def _wins(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     outcomes = {dataset: {outcome(each[dataset]) for each in found} for dataset in sets}
     wins = sum(each == {"win"} for each in outcomes.values())
     losses = sum(each == {"loss"} for each in outcomes.values())
-    needed = _needed(test["at_least"], len(sets))
-    lost = losses >= _needed(test.get("lost_at_least", test["at_least"]), len(sets))
+    needed = at_least(test["at_least"], len(sets))
+    lost = losses >= at_least(test.get("lost_at_least", test["at_least"]), len(sets))
     lost |= bool(test.get("no_win_contradicts")) and wins == 0
     word = "inconclusive"
     if (wins >= needed) != lost:
@@ -242,9 +182,9 @@ def _wins(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
         parts = []
         for variant, each in zip(variants, found, strict=True):
             own = each[dataset]
-            gaps = ", ".join(_gap(own[other], other if len(everyone) > 1 else "") for other in everyone)
+            gaps = ", ".join(gap_said(own[other], other if len(everyone) > 1 else "") for other in everyone)
             parts.append(f"{variant + ': ' if len(variants) > 1 else ''}{gaps}")
-        sentences.append(f"{dataset} {'; '.join(parts)} {_where(found[0][dataset])}")
+        sentences.append(f"{dataset} {'; '.join(parts)} {where_said(found[0][dataset])}")
     own = " or ".join(test.get("own_variants", []))
     evidence = (
         f"{test['method']}{own and f' ({own})'} {'ahead of' if against else 'not behind'} "
@@ -259,13 +199,13 @@ def _gap_of(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
 
     Contradicted when on every set the lead does not exceed its standard error.
     """
-    rows = _rows(test, results, test.get("metric_variant", ""))
-    found = _compared(test, rows, test["method"], [test["against"]])
+    rows = rows_of(test, results, test.get("metric_variant", ""))
+    found = compared(test, rows, test["method"], [test["against"]])
     used = rows[
         rows["dataset"].isin(found) & rows["method"].map(plain).isin(map(plain, (test["method"], test["against"])))
     ]
     if len(found) < test["min_datasets"]:
-        return _too_few(test, len(found), used)
+        return too_few(test, len(found), used)
     gaps = {dataset: each[test["against"]] for dataset, each in found.items()}
     other = used[used["method"].map(plain) == plain(test["against"])].groupby("dataset")["value"].mean()
     limit = test.get("other_below", math.inf)
@@ -275,7 +215,7 @@ def _gap_of(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     elif all(gap.difference <= gap.standard_error for gap in gaps.values()):
         word = "contradicted"
     said = "; ".join(
-        f"{dataset} {_gap(gap)}, {test['against']} at {other[dataset]:.3f} {_where(found[dataset])}"
+        f"{dataset} {gap_said(gap)}, {test['against']} at {other[dataset]:.3f} {where_said(found[dataset])}"
         for dataset, gap in gaps.items()
     )
     return Verdict(word, f"{test['metric']}, {test['method']} over {test['against']}: {said}", used)
@@ -287,15 +227,15 @@ def _within(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     Supported when every absolute mean difference is at most the limit, contradicted when one exceeds it by more
     than its standard error.
     """
-    rows = _rows(test, results, test.get("metric_variant", ""))
+    rows = rows_of(test, results, test.get("metric_variant", ""))
     found = {}
     for method in test["methods"]:
-        for dataset, each in _compared(test, rows, method, [test["base"]]).items():
+        for dataset, each in compared(test, rows, method, [test["base"]]).items():
             found.setdefault(dataset, {})[method] = each[test["base"]]
     found = {dataset: each for dataset, each in found.items() if len(each) == len(test["methods"])}
     used = rows[rows["dataset"].isin(found)]
     if len(found) < test["min_datasets"]:
-        return _too_few(test, len(found), used)
+        return too_few(test, len(found), used)
     gaps = [gap for each in found.values() for gap in each.values()]
     word = "inconclusive"
     if all(abs(gap.difference) <= test["limit"] for gap in gaps):
@@ -303,7 +243,7 @@ def _within(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
     elif any(abs(gap.difference) - gap.standard_error > test["limit"] for gap in gaps):
         word = "contradicted"
     said = "; ".join(
-        f"{dataset} {', '.join(_gap(gap, method) for method, gap in each.items())} {_where(each)}"
+        f"{dataset} {', '.join(gap_said(gap, method) for method, gap in each.items())} {where_said(each)}"
         for dataset, each in found.items()
     )
     return Verdict(word, f"change of {test['metric']} against {test['base']}: {said}", used)
@@ -314,13 +254,13 @@ def _ratio(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
 
     Contradicted when on every set it takes `too_much` times as much or more.
     """
-    rows = _rows(test, results, test.get("metric_variant", ""))
-    found = _compared(test, rows, test["method"], [test["against"]])
+    rows = rows_of(test, results, test.get("metric_variant", ""))
+    found = compared(test, rows, test["method"], [test["against"]])
     used = rows[
         rows["dataset"].isin(found) & rows["method"].map(plain).isin(map(plain, (test["method"], test["against"])))
     ]
     if len(found) < test["min_datasets"]:
-        return _too_few(test, len(found), used)
+        return too_few(test, len(found), used)
     mean = used.assign(method=used["method"].map(plain)).groupby(["dataset", "method"])["value"].mean()
     ratios = {d: float(mean[d, plain(test["method"])] / mean[d, plain(test["against"])]) for d in found}
     word = "inconclusive"
@@ -328,7 +268,7 @@ def _ratio(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
         word = "supported"
     elif all(ratio >= test["too_much"] for ratio in ratios.values()):
         word = "contradicted"
-    said = "; ".join(f"{dataset} {ratio:.2f} {_where(found[dataset])}" for dataset, ratio in ratios.items())
+    said = "; ".join(f"{dataset} {ratio:.2f} {where_said(found[dataset])}" for dataset, ratio in ratios.items())
     return Verdict(word, f"{test['metric']}, {test['method']} / {test['against']}: {said}", used)
 
 
@@ -351,14 +291,14 @@ def _below(test: Mapping[str, Any], results: "pd.DataFrame") -> Verdict:
 
 
 def _beyond(test: Mapping[str, Any], results: "pd.DataFrame", sign: int, reversed_at: float) -> Verdict:
-    rows = _rows(test, results, test.get("metric_variant", ""))
+    rows = rows_of(test, results, test.get("metric_variant", ""))
     used = rows[rows["method"].map(plain) == plain(test["method"])]
     found = {}
     for dataset, own in used.drop_duplicates(["dataset", "split", "seed"], keep="last").groupby("dataset"):
         if own["seed"].nunique() >= test["min_seeds"]:
             found[dataset] = (own["value"].mean(), standard_error(own["value"], own["split"]), len(own))
     if len(found) < test["min_datasets"]:
-        return _too_few(test, len(found), used)
+        return too_few(test, len(found), used)
     past = [sign * (reversed_at - mean) for mean, _, _ in found.values()]
     errors = [error for _, error, _ in found.values()]
     word = "inconclusive"

@@ -5,6 +5,7 @@ Every difference is one of pairs of trainings with the same seed, and counts whe
 (``records.compare``).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -72,6 +73,7 @@ class Reach(NamedTuple):
     dataset: str
     tier: str
     r2: float
+    spread: float  # standard deviation over trainings, NaN for one
     untreated: float
     borrowed: bool  # the value of untreated cells is another page's
 
@@ -112,16 +114,18 @@ def reach(
             here = {"dataset": dataset, "tier": tier} | (wanted | {"metric_variant": ""} if borrowed else wanted)
             value = source[(source[list(here)] == list(here.values())).all(axis=1)]["value"].mean()
             if value == value:
-                found.append(Reach(dataset, tier, float(part["value"].mean()), float(value), borrowed))
+                mean, spread = float(part["value"].mean()), float(part["value"].std())
+                found.append(Reach(dataset, tier, mean, spread, float(value), borrowed))
                 break
     return found
 
 
 def reach_sentence(found: Reach, of: str = "the main model") -> str:
     """Both values, and whether the network is behind."""
+    r2 = f"{found.r2:.3f}" + ("" if math.isnan(found.spread) else f" ± {found.spread:.3f}")
     text = (
-        f"`{found.dataset}`, tier `{found.tier}`: the mean expression of the cells of {of} has an R² of {found.r2:.3f},"
-        f" that of untreated cells {found.untreated:.3f}"
+        f"`{found.dataset}`, tier `{found.tier}`: the mean expression of the cells of {of} has an R² of {r2}, that of "
+        f"untreated cells {found.untreated:.3f}"
     )
     if found.borrowed:
         text += " (by the recorded main results, where this data set may have other sizes)"

@@ -55,11 +55,13 @@ def test_a_network_behind_untreated_cells_is_said_to_be(own_reference):
     rows += [row("control_cells", 0.98, None, **r2, dataset="other")]
     rows += [row("control_cells", 0.98, None, **r2)] if own_reference else []
     main = to_frame([row("control_cells", 0.975, None, **r2), row("control_cells", 0.5, None, **r2, tier="ci")])
+    twice = [row("perturbdiff", 0.82, 1, **r2), rows[0], row("control_cells", 0.98, None, **r2)]
     found = {own.dataset: own for own in reach(to_frame(rows), "perturbdiff", elsewhere=main)}
     assert found["set"].behind and not found["other"].behind
     assert found["set"].borrowed != own_reference
     text = reach_sentence(found["set"])
     assert ("10.0 times" if own_reference else "8.0 times") in text and ("main results" in text) != own_reference
+    assert "0.800, that" in text and "0.810 ± 0.014" in reach_sentence(reach(to_frame(twice), "perturbdiff")[0])
     assert "times" not in reach_sentence(found["other"])
     assert [own.dataset for own in reach(to_frame(rows), "perturbdiff")] == (["set"] if own_reference else []) + [
         "other"

@@ -1,9 +1,9 @@
 r"""Perturbation discrimination: is a generated effect closer to its own real effect than to those of the others?
 
 Cell-Eval 0.6.6 ranks all M real effects by their distance from the generated one and takes the rank of the right one.
-The paper's equation 50 counts the real effects that are strictly closer. The two differ in ties and in the gene that a
-perturbation targets: Cell-Eval leaves it out, as to knock a gene out trivially moves that gene. It leaves out only the
-target of the prediction that is ranked, which has a price, see the bias of `pds_l1`.
+The gene that a perturbation targets is left out, as to knock a gene out trivially moves that gene; but only the target
+of the prediction that is ranked, which has a price, see the bias of `pds_l1`. What the paper prints is in
+``discrimination_printed``.
 """
 
 import numpy as np
@@ -12,17 +12,10 @@ from scipy.spatial.distance import cdist
 from screpro.metrics.catalogue import metric
 from screpro.metrics.perturbation.tables import Comparison
 
-__all__ = [
-    "pds_cosine",
-    "pds_cosine_printed",
-    "pds_l1",
-    "pds_l1_printed",
-    "pds_l2",
-    "pds_l2_printed",
-]
+__all__ = ["distances", "pds_cosine", "pds_l1", "pds_l2", "share_farther"]
 
 
-def _distances(pair: Comparison, kind: str, *, leave_target_out: bool) -> np.ndarray:
+def distances(pair: Comparison, kind: str, *, leave_target_out: bool) -> np.ndarray:
     """(M, M) distance of each generated effect (rows) from every real effect (columns)."""
     targets = pair.targets if leave_target_out else np.full(pair.n_perturbations, -1)
     if kind == "cosine":
@@ -49,7 +42,7 @@ def _cosine(generated: np.ndarray, real: np.ndarray, targets: np.ndarray) -> np.
     return 1 - generated @ real.T / length
 
 
-def _score(distance: np.ndarray, *, ties_by_order: bool) -> np.ndarray:
+def share_farther(distance: np.ndarray, *, ties_by_order: bool) -> np.ndarray:
     """(M,) 1 - rank / M of the diagonal within its row."""
     own = distance.diagonal()[:, None]
     ahead = distance < own
@@ -120,7 +113,7 @@ def pds_l1(pair: Comparison) -> np.ndarray:
     >>> pds_l1(pair).round(3).tolist()
     [1.0, 1.0, 0.667]
     """
-    return _score(_distances(pair, "l1", leave_target_out=True), ties_by_order=True)
+    return share_farther(distances(pair, "l1", leave_target_out=True), ties_by_order=True)
 
 
 @metric(title="PDS L2: discrimination by Euclidean distance", family="perturbation", direction="higher")
@@ -179,7 +172,7 @@ def pds_l2(pair: Comparison) -> np.ndarray:
     >>> pds_l2(Comparison(real=real, generated=generated, control=[0, 0, 0])).round(3).tolist()
     [1.0, 1.0, 0.333]
     """
-    return _score(_distances(pair, "l2", leave_target_out=True), ties_by_order=True)
+    return share_farther(distances(pair, "l2", leave_target_out=True), ties_by_order=True)
 
 
 @metric(title="PDS cos: discrimination by cosine distance", family="perturbation", direction="higher")
@@ -240,174 +233,4 @@ def pds_cosine(pair: Comparison) -> np.ndarray:
     >>> pds_cosine(Comparison(real=real, generated=generated, control=[0, 0, 0])).round(3).tolist()
     [1.0, 0.667, 0.333]
     """
-    return _score(_distances(pair, "cosine", leave_target_out=True), ties_by_order=True)
-
-
-@metric(title="PDS L1 as printed", family="perturbation", direction="higher")
-def pds_l1_printed(pair: Comparison) -> np.ndarray:
-    r"""Discrimination by L1 distance as equation 50 prints it: all genes, and ties are won.
-
-    Formula
-    -------
-    $$ \mathrm{PDS}_\lambda = 1 - \frac{1}{M} \sum_{p \ne \lambda}
-    \mathbb 1\big[d(\hat\Delta_\lambda, \Delta_p) < d(\hat\Delta_\lambda, \Delta_\lambda)\big], \qquad
-    d(a, b) = \sum_g |a_g - b_g| $$
-
-    Estimator
-    ---------
-    Number of real effects strictly closer than the right one, divided by M: at best 1, at worst 1/M.
-
-    Bias
-    ----
-    Upwards where the targeted gene is measured: a knock-out that is predicted to lower its own gene is told apart by
-    that gene alone. Same prediction for all perturbations: (M + 1) / (2M).
-
-    Unit
-    ----
-    None; share of perturbations.
-
-    Used in
-    -------
-    PerturbDiff, equation 50. No number in Table 4 is computed this way: those are ``pds_l1``.
-
-    Parameters
-    ----------
-    pair
-        Real and generated means and the control mean.
-
-    Returns
-    -------
-    (M,)
-
-    Raises
-    ------
-    ScreproError
-        `pair` lacks one of these parts.
-
-    Examples
-    --------
-    The effects of ``pds_l1``, control mean 0, on all three genes. Distances of A from the three real effects: 3, 5, 4:
-    first. B: 4, 4, 5: tied with A, and a tie is won. C: 5, 3, 6: two real effects are closer, 1 - 2/3.
-
-    >>> from screpro.metrics.perturbation import Comparison, Side, pds_l1_printed
-    >>> real = Side(mean=[[-3, 0, 0], [0, -3, 2], [0, 1, -3]])
-    >>> generated = Side(mean=[[0, 0, 0], [0, 0, 1], [0, -2, 0]])
-    >>> names = ("A", "B", "C")
-    >>> pair = Comparison(real=real, generated=generated, control=[0, 0, 0], perturbations=names, genes=names)
-    >>> pds_l1_printed(pair).round(3).tolist()
-    [1.0, 1.0, 0.333]
-    """
-    return _score(_distances(pair, "l1", leave_target_out=False), ties_by_order=False)
-
-
-@metric(title="PDS L2 as printed", family="perturbation", direction="higher")
-def pds_l2_printed(pair: Comparison) -> np.ndarray:
-    r"""Discrimination by Euclidean distance as equation 50 prints it: all genes, and ties are won.
-
-    Formula
-    -------
-    $$ \mathrm{PDS}_\lambda = 1 - \frac{1}{M} \sum_{p \ne \lambda}
-    \mathbb 1\big[d(\hat\Delta_\lambda, \Delta_p) < d(\hat\Delta_\lambda, \Delta_\lambda)\big], \qquad
-    d(a, b) = \sqrt{\textstyle\sum_g (a_g - b_g)^2} $$
-
-    Estimator
-    ---------
-    Number of real effects strictly closer than the right one, divided by M: at best 1, at worst 1/M.
-
-    Bias
-    ----
-    Upwards where the targeted gene is measured: a knock-out that is predicted to lower its own gene is told apart by
-    that gene alone. Same prediction for all perturbations: (M + 1) / (2M).
-
-    Unit
-    ----
-    None; share of perturbations.
-
-    Used in
-    -------
-    PerturbDiff, equation 50. No number in Table 4 is computed this way: those are ``pds_l2``.
-
-    Parameters
-    ----------
-    pair
-        Real and generated means and the control mean.
-
-    Returns
-    -------
-    (M,)
-
-    Raises
-    ------
-    ScreproError
-        `pair` lacks one of these parts.
-
-    Examples
-    --------
-    Three perturbations that target the three genes, control mean 0. The first two predictions are exact. The third
-    moves only its own gene, (0, 0, -2): squared distances 9 + 4, 9 + 4 and 1 + 1 + 1 = 3 make it first. Without gene C
-    it is at squared distances 9, 9 and 2, first as well.
-
-    >>> from screpro.metrics.perturbation import Comparison, Side, pds_l2_printed
-    >>> real = Side(mean=[[-3, 0, 0], [0, -3, 0], [1, 1, -3]])
-    >>> generated = Side(mean=[[-3, 0, 0], [0, -3, 0], [0, 0, -2]])
-    >>> names = ("A", "B", "C")
-    >>> pair = Comparison(real=real, generated=generated, control=[0, 0, 0], perturbations=names, genes=names)
-    >>> pds_l2_printed(pair).round(3).tolist()
-    [1.0, 1.0, 1.0]
-    """
-    return _score(_distances(pair, "l2", leave_target_out=False), ties_by_order=False)
-
-
-@metric(title="PDS cos as printed", family="perturbation", direction="higher")
-def pds_cosine_printed(pair: Comparison) -> np.ndarray:
-    r"""Discrimination by cosine distance as equation 50 prints it: all genes, and ties are won.
-
-    Formula
-    -------
-    $$ \mathrm{PDS}_\lambda = 1 - \frac{1}{M} \sum_{p \ne \lambda}
-    \mathbb 1\big[d(\hat\Delta_\lambda, \Delta_p) < d(\hat\Delta_\lambda, \Delta_\lambda)\big], \qquad
-    d(a, b) = 1 - \frac{a \cdot b}{\|a\|\,\|b\|} $$
-
-    Estimator
-    ---------
-    Number of real effects strictly closer than the right one, divided by M: at best 1, at worst 1/M.
-
-    Bias
-    ----
-    To predict no effect at all is perfect: every distance is 1 and no other effect is strictly closer. The targeted
-    gene is kept, which helps as in ``pds_l1_printed``.
-
-    Unit
-    ----
-    None; share of perturbations.
-
-    Used in
-    -------
-    PerturbDiff, equation 50. No number in Table 4 is computed this way: those are ``pds_cosine``.
-
-    Parameters
-    ----------
-    pair
-        Real and generated means and the control mean.
-
-    Returns
-    -------
-    (M,)
-
-    Raises
-    ------
-    ScreproError
-        `pair` lacks one of these parts.
-
-    Examples
-    --------
-    Three perturbations, three genes, control mean 0, and a prediction of no effect for each: nothing is strictly
-    closer.
-
-    >>> from screpro.metrics.perturbation import Comparison, Side, pds_cosine_printed
-    >>> real = Side(mean=[[3, 0, 0], [0, 3, 0], [0, 0, 3]])
-    >>> generated = Side(mean=[[0, 0, 0], [0, 0, 0], [0, 0, 0]])
-    >>> pds_cosine_printed(Comparison(real=real, generated=generated, control=[0, 0, 0])).tolist()
-    [1.0, 1.0, 1.0]
-    """
-    return _score(_distances(pair, "cosine", leave_target_out=False), ties_by_order=False)
+    return share_farther(distances(pair, "cosine", leave_target_out=True), ties_by_order=True)

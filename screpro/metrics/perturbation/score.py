@@ -15,14 +15,8 @@ from screpro.metrics.perturbation.calls import (
 )
 from screpro.metrics.perturbation.cells import compare, read_pair
 from screpro.metrics.perturbation.checks import TOTAL
-from screpro.metrics.perturbation.discrimination import (
-    pds_cosine,
-    pds_cosine_printed,
-    pds_l1,
-    pds_l1_printed,
-    pds_l2,
-    pds_l2_printed,
-)
+from screpro.metrics.perturbation.discrimination import pds_cosine, pds_l1, pds_l2
+from screpro.metrics.perturbation.discrimination_printed import pds_cosine_printed, pds_l1_printed, pds_l2_printed
 from screpro.metrics.perturbation.genes import de_overlap, de_precision, direction_agreement, lfc_spearman
 from screpro.metrics.perturbation.genes_printed import (
     de_overlap_printed,
