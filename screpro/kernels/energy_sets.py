@@ -37,36 +37,46 @@ class EnergyLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, lengths_x: np.ndarray, lengths_y: np.ndarray, gradients: tuple[bool, bool]):
-        (sets, n, d), m = x.shape, y.shape[1]
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        value = torch.empty(sets, dtype=dtype)
-        grads = [
-            torch.empty_like(p, dtype=dtype) if wanted else None for p, wanted in zip((x, y), gradients, strict=True)
-        ]
-        size = _four(n) + _four(m)
-        chunk = max(1, CACHE // (size * max(size, d)))
-
-        def worker():
-            space = {}  # one thread's buffers, reused
-
-            def some(index: int):
-                part = slice(index * chunk, (index + 1) * chunk)
-                clouds = [p[part].to(dtype).contiguous() for p in (x, y)]
-                lengths = lengths_x[part], lengths_y[part]
-                into = [None if grad is None else grad[part] for grad in grads]
-                value[part] = torch.from_numpy(_losses(*clouds, *lengths, into, space))
-
-            return some
-
-        each(worker, -(-sets // chunk))
-        ctx.grads, ctx.dtype = grads, x.dtype
+        value, ctx.grads = _sweep(x, y, lengths_x, lengths_y, gradients)
+        ctx.save_for_backward(x, y)
+        ctx.rest = lengths_x, lengths_y, gradients
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        scaled = [None if g is None else (g * grad[:, None, None]).to(ctx.dtype) for g in ctx.grads]
-        return *scaled, None, None, None
+        # scaled where they lie: a copy of that size costs as much as a tenth of the sweep. A graph that was retained
+        # and is walked again makes them anew
+        grads, ctx.grads = ctx.grads or _sweep(*ctx.saved_tensors, *ctx.rest)[1], None
+        dtype = ctx.saved_tensors[0].dtype
+        return *(None if g is None else g.mul_(grad[:, None, None]).to(dtype) for g in grads), None, None, None
+
+
+def _sweep(
+    x: Tensor, y: Tensor, lengths_x: np.ndarray, lengths_y: np.ndarray, gradients: tuple[bool, bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Losses (B,) and the gradients of their sum, for x and y each where asked for; arguments of `EnergyLoss`."""
+    (sets, n, d), m = x.shape, y.shape[1]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    value = torch.empty(sets, dtype=dtype)
+    grads = [torch.empty_like(p, dtype=dtype) if wanted else None for p, wanted in zip((x, y), gradients, strict=True)]
+    size = _four(n) + _four(m)
+    chunk = max(1, CACHE // (size * max(size, d)))
+
+    def worker():
+        space = {}  # one thread's buffers, reused
+
+        def some(index: int):
+            part = slice(index * chunk, (index + 1) * chunk)
+            clouds = [p[part].to(dtype).contiguous() for p in (x, y)]
+            lengths = lengths_x[part], lengths_y[part]
+            into = [None if grad is None else grad[part] for grad in grads]
+            value[part] = torch.from_numpy(_losses(*clouds, *lengths, into, space))
+
+        return some
+
+    each(worker, -(-sets // chunk))
+    return value, grads
 
 
 def _losses(

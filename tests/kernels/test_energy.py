@@ -221,6 +221,7 @@ def test_gradients_cost_nothing_where_none_is_wanted():
     values = energy_loss(x, y.detach())
     assert values.grad_fn.grads[0] is not None and values.grad_fn.grads[1] is None
     twice = torch.autograd.grad(values.sum(), x, retain_graph=True)[0]
+    assert torch.equal(-4 * twice, torch.autograd.grad(-4 * values.sum(), x, retain_graph=True)[0])
     assert torch.equal(twice, torch.autograd.grad(values.sum(), x)[0])
     (slope,) = torch.autograd.grad(energy_loss(x, y).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
