@@ -64,7 +64,7 @@ def classifier_errors(
     draws: int = 1,
     shared_noise: bool = True,
     noise: Tensor | None = None,
-    memory_mib: int = 8,
+    memory_mib: int = 16,
 ) -> ClassifierErrors:
     """Denoising error of every cell under every candidate.
 
