@@ -525,6 +525,15 @@ tried.pivot_table(index=["method", "setting"], columns="dataset", values="value"
 ) else Markdown("No method was tuned in this run, and no tuned run is recorded.")
 
 # %% [markdown]
+# ### What a training step costs
+#
+# Cells enter as the genes they express, without padding, and the decoder's loss never holds an activation per cell and
+# gene. The peer is the same network, with the same weights, as the formulas read. `screpro bench scldm` measures both:
+
+# %% tags=["hide-input"]
+records.timings_table("scldm")
+
+# %% [markdown]
 # ## Verdict
 #
 # Decision rules were written down before any of these runs ([ledger of claims](../../book/ledger.md)).

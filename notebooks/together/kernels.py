@@ -97,26 +97,8 @@ def show(title, file, *names):
 
 
 def measured(*operations):
-    """Recorded timings of the operations whose names begin so, and below them the versions of the peers."""
-    own = timings if timings.empty else timings[timings["operation"].str.startswith(operations)]
-    if own.empty:
-        return Markdown("*No timing recorded: `screpro bench kernels --json FILE` measures what has a named peer.*")
-    rows = [
-        {
-            "size": row["size"],
-            "ours, ms": f"{row['ours_ms']:.4g}",
-            "peer": row["peer"],
-            "peer, ms": "not measured" if pd.isna(row["peer_ms"]) else f"{row['peer_ms']:.4g}",
-            "times faster": "" if pd.isna(row["ratio"]) else f"{row['ratio']:.3g}",
-            "aim": row["target"],
-            "agreement": row["agreement"],
-            "machine": row["machine"],
-        }
-        for row in own.to_dict("records")
-    ]
-    display(pd.DataFrame(rows).set_index("size"))
-    versions = own["peer_version"].dropna().unique()
-    return Markdown(f"Measured beside {', '.join(versions)}.") if len(versions) else None
+    """Recorded timings of the operations whose names begin so."""
+    return records.timings_table("kernels", *operations)
 
 
 def counted(**entries):

@@ -10,7 +10,7 @@ from screpro.records.paper import figures, heldout, inventory, paper_values
 from screpro.records.results import Run, load_results, read_results, start, write_results
 from screpro.records.rules import Verdict
 from screpro.records.tables import Table, facts_table, paper_table, side_by_side
-from screpro.records.timings import load_timings
+from screpro.records.timings import load_timings, timings_table
 
 __all__ = [
     "Claim",
@@ -29,6 +29,7 @@ __all__ = [
     "read_results",
     "side_by_side",
     "start",
+    "timings_table",
     "verdict",
     "verdicts",
     "write_results",

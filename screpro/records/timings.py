@@ -1,7 +1,8 @@
 """Recorded benchmarks: the rows of ``screpro bench``, with the machine they were measured on.
 
-One file per benchmark and machine, ``data/results/together/<name>.timings.json``. Times say nothing without their
-machine and little with it; pages show the ratios of one run.
+One file per benchmark and machine, ``<name>.timings.json``, in the folder under ``data/results`` of the paper whose
+pages show it or in ``together``. Times say nothing without their machine and little with it; pages show the ratios of
+one run.
 """
 
 import json
@@ -17,8 +18,9 @@ from screpro.records import manifest
 
 if TYPE_CHECKING:
     import pandas as pd
+    from IPython.display import Markdown
 
-__all__ = ["SCHEMA", "load_timings", "write_timings"]
+__all__ = ["SCHEMA", "load_timings", "timings_table", "write_timings"]
 
 SCHEMA = "screpro.timings/1"
 FACTS = ("what", "commit", "dirty", "recorded", "device", "threads", "packages", "rows")
@@ -68,7 +70,7 @@ def load_timings(what: str) -> "pd.DataFrame":
     import pandas as pd
 
     found = []
-    for path in sorted((paths.root() / "data" / "results" / "together").glob("*.timings.json")):
+    for path in sorted((paths.root() / "data" / "results").glob("*/*.timings.json")):
         content = _read(path)
         if content["what"] == what:
             machine = f"{content['device']}, {content['threads']} threads"
@@ -77,6 +79,40 @@ def load_timings(what: str) -> "pd.DataFrame":
                 {**row, "machine": machine, "peer_version": _version(row["peer"], peers)} for row in content["rows"]
             ]
     return pd.DataFrame(found)
+
+
+def timings_table(what: str, *operations: str) -> "Markdown | None":
+    """Show the recorded rows of the benchmark `what`, those whose operation begins so; below, the peers' versions.
+
+    ``ratio`` is peer / ours, but ours / peer where the aim is a bound from above ("at most ...").
+    """
+    import pandas as pd
+    from IPython.display import Markdown, display
+
+    own = load_timings(what)
+    if len(own) and operations:
+        own = own[own["operation"].str.startswith(operations)]
+    if own.empty:
+        return Markdown(f"*No timing recorded: `screpro bench {what} --json FILE` measures what has a named peer.*")
+    rows = [
+        {
+            "operation": row["operation"],
+            "size": row["size"],
+            "ours, ms": f"{row['ours_ms']:.4g}",
+            "peer": row["peer"],
+            "peer, ms": "not measured" if pd.isna(row["peer_ms"]) else f"{row['peer_ms']:.4g}",
+            "ratio": "" if pd.isna(row["ratio"]) else f"{row['ratio']:.3g}",
+            "aim": row["target"],
+            "agreement": row["agreement"],
+            "machine": row["machine"],
+        }
+        for row in own.to_dict("records")
+    ]
+    shown = pd.DataFrame(rows).set_index(["operation", "size"])
+    with pd.option_context("display.max_colwidth", None):
+        display(shown.droplevel("operation") if len(set(own["operation"])) == 1 else shown)
+    versions = own["peer_version"].dropna().unique()
+    return Markdown(f"Measured beside {', '.join(versions)}.") if len(versions) else None
 
 
 def _version(label: str, peers: Mapping[str, str]) -> str | None:

@@ -2,11 +2,12 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from screpro import paths
 from screpro.errors import ScreproError
-from screpro.records import load_timings, timings
+from screpro.records import load_timings, timings, timings_table
 from screpro.records.timings import write_timings
 
 ROW = {"operation": "energy", "ratio": 3.5, "peer": "geomloss"}
@@ -41,6 +42,20 @@ def test_a_file_from_before_versions_were_recorded_is_read(folder):
     (folder / "kernels.timings.json").write_text(json.dumps(content))
     frame = load_timings("kernels")
     assert frame["ratio"].tolist() == [3.5] and frame["peer_version"].isna().all()
+
+
+def test_the_table_shows_what_was_asked_for_and_says_when_there_is_nothing(folder, capsys):
+    times = {"ours_ms": 2.0, "peer_ms": 7.0, "size": "10 x 3", "target": "at least 3 times", "agreement": "1e-7 apart"}
+    rows = [ROW | times, ROW | times | {"operation": "PCA", "peer": "scanpy", "peer_ms": None, "ratio": None}]
+    write_timings(folder.parent / "scdiff" / "here.timings.json", "annotate", rows, device="cpu")
+    with pd.option_context("display.max_columns", None, "display.width", 1000):
+        timings_table("annotate", "PCA")
+        one = capsys.readouterr().out
+        timings_table("annotate")
+        every = capsys.readouterr().out.split()
+    assert "not measured" in one and "energy" not in one and "3.5" not in one
+    assert {"PCA", "energy", "3.5"} <= set(every)
+    assert "screpro bench scldm" in timings_table("scldm").data
 
 
 @pytest.mark.parametrize("spoiled", ['{"schema": "screpro.timings/0"}', "{", '{"schema": "screpro.timings/1"}'])
