@@ -231,21 +231,22 @@ def stands_in_for(name):
 
 
 printed = {own.registry: own for own in DATASETS}
-counted = pd.DataFrame(
-    {
-        "set": own.name,
-        "cells": dash(own.cells),
-        "genes": dash(own.genes),
-        "batches": dash(own.batches),
-        "types": dash(own.types),
-        "conditions": dash(own.conditions),
-        "zeros": f"{own.zeros:.1%}",
-        "counts per cell, median": dash(own.median_counts),
-        "stands in for": f"is {printed[own.name].name}" if own.name in printed else stands_in_for(own.name),
-    }
-    for own in loaded
-)
-counted.style.hide(axis="index")
+numbers = ("cells", "genes", "batches", "types", "conditions", "zeros", "median_counts")
+for own in loaded:
+    shared = {"dataset": own.name, "split": "-", "method": "counted", "direction": "higher"}
+    shared |= {"n_real": own.cells, "n_genes": own.genes}
+    for number in numbers:
+        if (value := getattr(own, number)) is not None:
+            unit = {"unit": "fraction"} if number == "zeros" else {}
+            run.add(**shared, **unit, item="Table 4", metric=number, value=value)
+rows = run.with_recorded()
+chosen = rows[(rows["item"] == "Table 4") & ~rows.duplicated(["item", "dataset", "metric"], keep="last")]
+wide = chosen.pivot_table(index="dataset", columns="metric", values="value", sort=False)
+wide = wide.reindex(columns=list(numbers)).reset_index()
+names = {"dataset": "set", "median_counts": "counts per cell, median"}
+wide["stands in for"] = [f"is {printed[name].name}" if name in printed else stands_in_for(name) for name in wide["dataset"]]
+counted = wide.rename(columns=names).style.hide(axis="index").format(dash, subset=[names.get(n, n) for n in numbers])
+counted.format("{:.1%}", subset=["zeros"])
 
 # %% tags=["hide-input"]
 if missing:
@@ -280,12 +281,12 @@ pd.DataFrame(same) if same else Markdown("None of the paper's own sets was count
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter plot on logarithmic axes of genes against cells: the fifteen sets of the paper's Table 4 as circles and the sets counted here as diamonds; those counted here have fewer cells than most of the paper's."}}
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 axes.plot([own.cells for own in DATASETS], [own.genes for own in DATASETS], "o", color=PALETTE[0], ms=5, label="Table 4")
-axes.plot([own.cells for own in loaded], [own.genes for own in loaded], "D", color=PALETTE[1], ms=5, label="counted here")
+axes.plot(wide["cells"], wide["genes"], "D", color=PALETTE[1], ms=5, label="counted here")
 axes.set(xscale="log", yscale="log", xlabel="cells", ylabel="genes")
 axes.grid(color="0.9")
-for own in loaded:
+for own in wide.itertuples():
     label = {"textcoords": "offset points", "fontsize": 7}
-    axes.annotate(own.name, (own.cells, own.genes), xytext=(5, 3), **label)
+    axes.annotate(own.dataset, (own.cells, own.genes), xytext=(5, 3), **label)
 axes.margins(x=0.2, y=0.1)
 legend = axes.legend(loc="upper left")
 
@@ -317,8 +318,19 @@ pd.DataFrame(
 # share ({src}`screpro.tasks.set_statistics.scaled_threshold`):
 
 # %% tags=["hide-input"]
-divided = few_shot_table(loaded)
-divided.style.hide(axis="index") if len(divided) else Markdown("No set with cell types was counted.")
+columns = ["scaled to", "majority types", "majority cells", "minority types", "minority cells"]
+for line in few_shot_table(loaded).to_dict("records"):
+    shared = {"item": "Table 6", "dataset": line["set"], "split": "-", "method": "counted", "direction": "higher"}
+    for number in columns:
+        metric = "threshold" if number == "scaled to" else number.replace(" ", "_")
+        run.add(**shared, metric=metric, metric_variant=line["threshold of"], value=line[number])
+rows = run.with_recorded()
+unit = ["dataset", "metric_variant", "metric"]
+divided = rows[(rows["item"] == "Table 6") & ~rows.duplicated(["item", *unit], keep="last")]
+divided = divided.pivot_table(index=unit[:2], columns="metric", values="value", sort=False)
+divided = divided.rename(columns=lambda metric: metric.replace("threshold", "scaled to").replace("_", " "))
+divided = divided.reindex(columns=columns).rename_axis(index=["set", "threshold of"], columns=None)
+divided.style.format(dash) if len(divided) else Markdown("No set with cell types was counted.")
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Cells of each type, sorted, one line per counted set on a logarithmic axis; dotted horizontal lines mark the thresholds of Table 6 as shares of the cells."}}
 figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")

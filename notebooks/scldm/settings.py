@@ -273,30 +273,29 @@ def stands_in_for(name):
     return ", ".join(printed[other].name for other in (entry.stands_in_for if entry else ()) if other in printed) or "-"
 
 
-rows = []
 for own in loaded:
     number = lengths[own.name]
-    rows.append(
-        {
-            "set": own.name,
-            "cells": dash(own.cells),
-            "genes": dash(own.genes),
-            "types": dash(own.types),
-            "conditions": dash(own.conditions),
-            "zeros": f"{own.zeros:.1%}",
-            "counts per cell, median": dash(own.median_counts),
-            "expressed genes, median": dash(np.median(number)),
-            "most": dash(number.max()),
-            "padding, share of all tokens": f"{1 - number.mean() / number.max():.0%}",
-            "stands in for": stands_in_for(own.name),
-        }
-    )
     shared = {"item": "Table 6", "dataset": own.name, "split": "-", "method": "counted", "direction": "higher"}
-    sizes = {"n_real": own.cells, "n_genes": own.genes}
-    run.add(**shared, **sizes, metric="expressed_genes", metric_variant="median", value=np.median(number))
-    run.add(**shared, **sizes, metric="expressed_genes", metric_variant="most", value=number.max())
-    run.add(**shared, **sizes, metric="zeros", value=own.zeros, unit="fraction")
-pd.DataFrame(rows).style.hide(axis="index")
+    shared |= {"n_real": own.cells, "n_genes": own.genes}
+    for metric in ("cells", "genes", "types", "conditions", "median_counts"):
+        if (value := getattr(own, metric)) is not None:
+            run.add(**shared, metric=metric, value=value)
+    run.add(**shared, metric="zeros", value=own.zeros, unit="fraction")
+    for kind, value in {"median": np.median(number), "mean": number.mean(), "most": number.max()}.items():
+        run.add(**shared, metric="expressed_genes", metric_variant=kind, value=value)
+rows = run.with_recorded()
+rows = rows[~rows.duplicated(["dataset", "metric", "metric_variant"], keep="last")]
+wide = rows.assign(number=rows["metric"].str.cat(rows["metric_variant"], " ").str.strip())
+wide = wide.pivot_table(index="dataset", columns="number", values="value", sort=False)
+whole = {"cells": "cells", "genes": "genes", "types": "types", "conditions": "conditions"}
+whole |= {"median_counts": "counts per cell, median", "expressed_genes median": "expressed genes, median"}
+whole |= {"expressed_genes most": "most"}
+counted = wide.reindex(columns=list(whole)).rename(columns=whole)
+counted["zeros"] = wide["zeros"]
+counted["padding, share of all tokens"] = 1 - wide["expressed_genes mean"] / wide["expressed_genes most"]
+counted["stands in for"] = [stands_in_for(name) for name in counted.index]
+counted = counted.rename_axis(index="set", columns=None).style.format(dash, subset=list(whole.values()))
+counted.format("{:.1%}", subset=["zeros"]).format("{:.0%}", subset=["padding, share of all tokens"])
 
 # %% [markdown]
 # "Padding": the share of tokens that are padding if every cell is padded to the longest. It is computed on all genes; a

@@ -1,13 +1,19 @@
 """Real cells, half of which answer to a stimulation that was put in: the change is known (semi-synthetic)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+from screpro.data.preprocess import log_normalise
 from screpro.data.validate import check_labels
 from screpro.errors import ScreproError
 
-__all__ = ["stimulate"]
+__all__ = ["TRUTH", "known_truth", "stimulate"]
+
+TRUTH = "stimulated"
+"""Layer of `stimulate`'s result: the counts of every cell had it been stimulated."""
 
 
 def stimulate(
@@ -30,8 +36,9 @@ def stimulate(
     Returns
     -------
     AnnData
-        A copy with thinned counts and ``obs["condition"]`` of ``"control"`` and ``"stimulated"``; the truth is
-        ``varm["log2_fold"]`` (G, types).
+        A copy with thinned counts and ``obs["condition"]`` of ``"control"`` and ``"stimulated"``. The truth is
+        ``varm["log2_fold"]`` (G, types), and for each cell ``layers[TRUTH]``: the counts it would have, or has, under
+        stimulation. Those of control cells are drawn from the same molecules as their control counts.
 
     Raises
     ------
@@ -64,13 +71,41 @@ def stimulate(
     stimulated = np.zeros(n, dtype=bool)
     stimulated[order] = rank % 2 == 1
     rows = np.repeat(np.arange(n), np.diff(counts.indptr))
-    fold = np.where(stimulated[rows], 2.0 ** log2_fold[counts.indices, code[rows]], 1.0)
-    keep = np.minimum(control_kept[counts.indices] * fold, 1.0)  # 2 ** -e * 2 ** e may round above 1
-    counts.data = rng.binomial(counts.data.astype(np.int64), keep).astype(np.float32)
-    counts.eliminate_zeros()
+    kept = control_kept[counts.indices]
+    fold = 2.0 ** log2_fold[counts.indices, code[rows]]
+    answered = np.minimum(kept * fold, 1.0)  # 2 ** -e * 2 ** e may round above 1
+    molecules = counts.data.astype(np.int64)
+    counts.data = rng.binomial(molecules, np.where(stimulated[rows], answered, kept)).astype(np.float32)
+    truth = counts.copy()
+    of_control = ~stimulated[rows]
+    truth.data[of_control] = rng.binomial(molecules[of_control], answered[of_control])
+    for matrix in (counts, truth):
+        matrix.eliminate_zeros()
     out = adata.copy()
     out.X = counts
+    out.layers[TRUTH] = truth
     out.obs["condition"] = np.where(stimulated, "stimulated", "control")
     out.varm["log2_fold"] = log2_fold
     out.uns["source"] = f"semi-synthetic: a known effect put into {adata.uns.get('source', 'cells')}"
     return out
+
+
+def known_truth(adata: AnnData, cell_type: str, genes: Sequence[str]) -> sp.csr_matrix:
+    """What a perfect predictor would answer: the control cells of a type as they would be, log-normalised (n, genes).
+
+    The only difference to real stimulated cells of that type is which cells they are.
+
+    Parameters
+    ----------
+    adata
+        From `stimulate`.
+    cell_type, genes
+        The type, and the names of the columns wanted.
+    """
+    own = (adata.obs["cell_type"].astype(str) == cell_type) & (adata.obs["condition"] == "control")
+    answered = adata[own.to_numpy()].copy()
+    answered.X = answered.layers.pop(TRUTH)
+    answered = log_normalise(answered)
+    place = answered.var_names.get_indexer(list(genes))
+    x = sp.csc_matrix(answered.X)[:, np.maximum(place, 0)]  # a gene that no such cell would have is zero in all
+    return (x @ sp.diags((place >= 0).astype(np.float32))).tocsr()

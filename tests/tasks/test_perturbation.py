@@ -24,7 +24,7 @@ from screpro.tasks.perturbation import (
     validation_type,
 )
 from screpro.tasks.perturbation_scores import METRICS, half_against_half, score_cells
-from screpro.tasks.perturbation_synthetic import stimulate
+from screpro.tasks.perturbation_synthetic import TRUTH, known_truth, stimulate
 
 SMALL = ScDiffSettings(width=16, depth=2, heads=2, epochs=40, batch_size=32, learning_rate=3e-3)
 
@@ -69,8 +69,22 @@ def test_the_effect_put_in_is_the_one_that_is_stated():
         enough = np.minimum(*counts) > 2000
         assert (enough & (fold[:, code] != 0)).sum() > 3
         np.testing.assert_allclose(np.log2(counts[0] / counts[1])[enough], fold[enough, code], atol=0.15)
+        answered = np.asarray(own.layers[TRUTH][~is_stimulated].sum(0)).ravel()  # the same cells, had they been asked
+        np.testing.assert_allclose(np.log2(answered / counts[1])[enough], fold[enough, code], atol=0.15)
+        assert (own.layers[TRUTH][is_stimulated] != own.X[is_stimulated]).nnz == 0
+    assert (made.X - out.layers[TRUTH]).min() >= 0
     with pytest.raises(ScreproError, match="tenth of the cells"):
         stimulate(made, n_response=41, rng=np.random.default_rng(0))
+
+
+def test_the_known_truth_is_the_answer_of_the_control_cells(adata, held):
+    genes = [*held.train.genes[::-1], "no such gene"]
+    truth = known_truth(adata, held.name, genes)
+    assert truth.shape == (held.control.shape[0], len(genes)) and truth[:, -1].nnz == 0
+    truth = truth[:, len(held.train.genes) - 1 :: -1]
+    assert score_cells(truth, held.stimulated, held.control)["r2_change_top100"] > 0.9
+    unchanged = score_cells(held.control, held.stimulated, held.control)
+    assert score_cells(truth, held.stimulated, held.control)["energy_distance_u"] < 0.2 * unchanged["energy_distance_u"]
 
 
 def test_only_published_labels_are_used_and_controls_can_be_capped(adata):
