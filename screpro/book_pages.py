@@ -198,7 +198,7 @@ def data_page() -> str:
         "embedded": "Ships with an installed package",
         "repository": "Small real sets, downloaded from a pinned commit",
         "paper": "Data sets of the papers",
-        "path": "Only from a file of yours",
+        "prepared": "Small real sets without a public recipe",
     }
     out = [
         "# Data\n",

@@ -167,7 +167,7 @@ def describe_set(name: str) -> Description:
 
     entry, where = registry.get(name), registry.available(name)
     found = Description(name)
-    if where not in ("to download", "manual", "path"):
+    if where not in ("to download", "manual"):
         try:
             _fill(found, parts_of(registry.load(name)), name)
         except ScreproError as error:
@@ -195,8 +195,6 @@ def _facts(entry: "Entry", where: str) -> dict[str, str]:
         facts["not here"] = f"`screpro data get {entry.name}` downloads it{size}"
     elif where == "manual":
         facts["not here"] = f"{entry.obtain}; `screpro data get {entry.name}` says where to put it"
-    elif where == "path":
-        facts["not here"] = entry.obtain
     return {fact: text for fact, text in facts.items() if text}
 
 

@@ -49,12 +49,6 @@ def read(entry: "Entry") -> "AnnData":
     ScreproError
         A file cannot be had, is not what it should be, or holds no counts.
     """
-    if entry.kind == "path":
-        raise ScreproError(
-            f"{entry.name} is not published in a form that can be fetched.",
-            got=f"the name {entry.name}",
-            fix=f"{entry.obtain} (source: {entry.source})",
-        )
     if entry.kind == "embedded":
         from screpro.data.embedded import pbmc68k_reduced
 

@@ -2,8 +2,8 @@
 
 The facts stand in ``registry.toml`` beside this file; here they are checked, looked up and acted on. Four
 kinds of entry: ``embedded`` (ships inside an installed package), ``repository`` (files of public repositories
-at pinned commits, with their sha256), ``paper`` (a data set of one of the three papers) and ``path`` (no public
-recipe: only a file on disk can be given).
+at pinned commits, with their sha256), ``paper`` (a data set of one of the three papers) and ``prepared`` (no public
+recipe: one file of known sha256 that somebody who has it puts under ``SCREPRO_DATA``).
 """
 
 import difflib
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LOADERS", "Entry", "Use", "available", "data_hash", "entries", "get", "load", "of_paper", "verify"]
 
-KINDS = ("embedded", "repository", "paper", "path")
-LOADERS = ("embedded", "recipe", "path", "h5ad", "gears_zip", "tenx_archive", "geo_kang", "umi_table")
+KINDS = ("embedded", "repository", "paper", "prepared")
+LOADERS = ("embedded", "recipe", "h5ad", "gears_zip", "tenx_archive", "geo_kang", "umi_table")
 _REQUIRED = ("title", "kind", "loader", "source", "licence", "citation", "cells", "genes", "split", "preprocessing")
 _FILE_KEYS = {"repository", "commit", "path", "name", "url", "folder", "sha256", "bytes"}
 
@@ -265,9 +265,9 @@ def data_hash(name_or_path: str | Path) -> str:
 
 def available(name: str) -> str:
     """Where a data set would come from: ``embedded``, ``in SCREPRO_DATA``, ``cached``, ``to download``,
-    ``manual`` (a person has to get it) or ``path`` (only by path). Looks, but does not check contents."""
+    or ``manual`` (a person has to get it). Looks, but does not check contents."""
     entry = get(name)
-    if entry.kind in ("embedded", "path"):
+    if entry.kind == "embedded":
         return entry.kind
     return fetch.available(entry.files)
 

@@ -95,7 +95,7 @@ def test_one_name_in_two_tables_can_mean_two_sets():
 def test_entries_say_what_a_reader_needs():
     from screpro.data.paper_sets import READERS
 
-    assert set(READERS) == set(registry.LOADERS) - {"embedded", "recipe", "path"}
+    assert set(READERS) == set(registry.LOADERS) - {"embedded", "recipe"}
     for entry in data.entries().values():
         assert all(
             getattr(entry, each) for each in ("title", "source", "licence", "citation", "split", "preprocessing")
@@ -153,10 +153,29 @@ def test_a_misspelt_file_names_the_nearest(monkeypatch, tmp_path):
         registry.data_hash("my_cell.h5ad")
 
 
-def test_path_only_sets_ask_for_a_path():
-    assert data.available("worm_embryo_neurons") == "path"
+def test_sets_without_a_recipe_are_taken_where_somebody_put_them_and_only_those(monkeypatch, tmp_path):
+    monkeypatch.setenv("SCREPRO_DATA", str(tmp_path))
+    monkeypatch.setenv("SCREPRO_CACHE", str(tmp_path / "cache"))
+    assert data.available("worm_embryo_neurons") == "manual"
     with pytest.raises(ScreproError, match="instead of the name"):
         data.load("worm_embryo_neurons")
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "worm_embryo_neurons.h5ad").write_bytes(b"another file")
+    with pytest.raises(ScreproError, match="sha256"):
+        data.load("worm_embryo_neurons")
+
+
+@pytest.mark.parametrize("name", ["worm_embryo_neurons", "pancreas_endocrinogenesis"])
+def test_prepared_files_load(name, monkeypatch, tmp_path):
+    folder = fetch.data_folder()
+    file = folder and folder.parent / "prepared" / f"{name}.h5ad"
+    if not file or not file.is_file():
+        pytest.skip("needs the prepared files beside SCREPRO_DATA")
+    monkeypatch.setenv("SCREPRO_DATA", str(tmp_path))
+    (tmp_path / "prepared").symlink_to(file.parent)
+    adata, entry = data.load(name), data.get(name)
+    assert adata.shape == (entry.cells, entry.genes) and set(entry.labels) <= set(adata.obs)
+    assert adata.uns["data_hash"] == entry.files[0].sha256
 
 
 def test_state_and_hash_of_what_is_not_here(monkeypatch, tmp_path):
