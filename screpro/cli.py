@@ -148,9 +148,9 @@ def book(
 
 @data_app.command("list")
 def data_list(as_json: AsJson = False) -> None:
-    """List the data sets: size, who uses them, whether they are here; then released weights."""
+    """List the data sets: size, who uses them, whether they are here; then released weights and ontologies."""
     from screpro import data
-    from screpro.data import weights
+    from screpro.data import released
 
     rows = [
         {
@@ -165,20 +165,20 @@ def data_list(as_json: AsJson = False) -> None:
     ]
     nothing = {"cells": None, "genes": None}
     rows += [
-        {"name": name, "title": own.title, **nothing, "used in": [own.paper], "where": weights.available(name)}
-        for name, own in weights.entries().items()
+        {"name": name, "title": own.title, **nothing, "used in": [own.paper], "where": released.available(name)}
+        for name, own in released.entries().items()
     ]
     show(rows, as_json)
 
 
 @data_app.command("get")
 def data_get(name: Annotated[str, typer.Argument(help="Name in the registry.", show_default=False)]) -> None:
-    """Download a data set, or weights that a paper's authors released, if they are not here, and check them."""
+    """Download a data set, or weights or an ontology that others released, if they are not here, and check them."""
     from screpro import data
-    from screpro.data import weights
+    from screpro.data import released
 
-    if name in weights.entries():
-        for path in weights.bring(name).values():
+    if name in released.entries():
+        for path in released.bring(name).values():
             print(path)
         return
     adata = data.load(name)
@@ -192,12 +192,12 @@ def data_verify(
 ) -> None:
     """Check the files that are here against their hashes, without downloading."""
     from screpro import data
-    from screpro.data import weights
+    from screpro.data import released
 
-    of_weights = list(weights.entries())
-    names = [name] if name else [*data.entries(), *of_weights]
+    others = list(released.entries())
+    names = [name] if name else [*data.entries(), *others]
     rows = [
-        {"name": n, "file": f, "status": s} for n in names for f, s in (weights if n in of_weights else data).verify(n)
+        {"name": n, "file": f, "status": s} for n in names for f, s in (released if n in others else data).verify(n)
     ]
     show(rows, as_json)
     if any(row["status"].startswith("wrong") for row in rows):

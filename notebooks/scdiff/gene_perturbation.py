@@ -43,7 +43,7 @@ tier: str = "ci"  # how much to run {ci, laptop, paper}
 dataset: str = "pbmc68k_reduced"  # registry name, or path to an .h5ad of counts; a set without perturbations gets planted ones
 perturbation_key: str = "perturbation"  # column of the perturbed genes in a file of your own, A or A+B
 control: str | None = None  # its value for control cells in a file of your own; None finds its usual names
-graph: str | None = None  # what is known of the genes; None takes the written terms where they cover half of the perturbed genes {terms, coexpression}
+graph: str | None = None  # what is known of the genes; None takes the written terms where they cover half of the perturbed genes, at tier paper gene2go {terms, gene2go, coexpression}
 graph_file: str | None = None  # table of your own in place of both: terms (gene, term) or edges (source, target, importance)
 methods: list[str] | None = None  # which methods to run; None runs all {scdiff, gears, linear, mean_effect, no_change}
 splits: list[int] | None = None  # seeds of the held-out genes; None takes the tier's [0..1000000]
@@ -184,7 +184,7 @@ else:
     expressed = log_normalise(adata)
     if "log_published" in adata.layers:  # the files of GEARS: normalised before genes were chosen
         expressed.X = adata.layers["log_published"]
-    gene_graph = graph_of(expressed, kind=graph, file=graph_file)
+    gene_graph = graph_of(expressed, kind=graph or ("gene2go" if tier == "paper" else None), file=graph_file)
     if graph_file is not None:
         run.use_data(Path(graph_file).name, sha256_of(graph_file))
 limits = {} if tier == "paper" or simulated else {"at_most": 120, "control_at_most": 1500}
@@ -535,7 +535,7 @@ Markdown(f"*With the sampler that tuning preferred, in the correlation alone (no
 # | | paper | authors' code | here |
 # |---|---|---|---|
 # | data | Adamson, Dixit, Norman | files of GEARS, 5 000 genes | planted effects (`ci`); Papalexi THP-1, 303 genes, and a part of Norman K562, 500 genes with weak effects (`laptop`); the originals at `paper` |
-# | graph | shared gene ontology terms | GEARS' file, 20 neighbours, all annotated genes | the same rule over a few terms written by hand for the perturbed genes; co-expression in control cells where these cover less than half of them; GEARS' edge table at `paper`, through `graph_file` |
+# | graph | shared gene ontology terms | GEARS' file, 20 neighbours, all annotated genes | the same rule over a few terms written by hand for the perturbed genes; co-expression in control cells where these cover less than half of them; NCBI's gene2go at `paper` (GEARS publishes a pickle, which is not read), its edge table through `graph_file` |
 # | token of a block | a graph convolution | six steps; the sum itself and five Linear + BatchNorm of it, all from the last step | the same, with as many steps as blocks |
 # | largest norm of the embedding | not said | asked for, but never applied: the weights are read directly | none |
 # | context in training | not said | the training cell itself, masked at random | the same, and a random control cell; the better on validation perturbations |

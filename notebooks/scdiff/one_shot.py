@@ -52,7 +52,7 @@ seeds: list[int] | None = None  # seeds of weights and noise; None takes the tie
 epochs: int | None = None  # passes of pre-training; None takes the tier's [1..10000]
 fine_epochs: int = 50  # passes of fine-tuning, one step each [1..10000]
 language_model: str | None = None  # "all-MiniLM-L6-v2", or name or folder of a BERT model; None takes the tier's
-ontology: str | None = None  # path to cl.obo or cl-full.json; None takes the definitions of this package
+ontology: str | None = None  # path to cl.obo or cl-full.json; None takes the definitions of this package, at tier paper the Cell Ontology
 
 # %% [markdown]
 # ## What the paper says
@@ -84,6 +84,7 @@ from IPython.display import Markdown, display
 
 from screpro import data, records
 from screpro.baselines.few_shot import FEW_SHOT
+from screpro.data import released
 from screpro.data.definitions import NULL_TEXT, define, read_ontology
 from screpro.data.preprocess import log_normalise
 from screpro.metrics.classification import confusion, macro_f1
@@ -243,6 +244,8 @@ line = threshold or THRESHOLDS.get(name, int(np.median(sizes)) + 1)
 # at least as many cells are scored as may be labelled
 part = partition(labelled, threshold=line, min_cells=2 * protocol.pool)
 targets = part.targets[: protocol.n_targets]
+if tier == "paper" and ontology is None:
+    ontology = str(released.bring("cell_ontology")["cl.obo"])
 definitions = define(labelled.types, ontology=read_ontology(ontology) if ontology else None)
 language_model = language_model or (BIOLINKBERT if tier == "paper" else MINILM)
 embeddings = embed_texts([NULL_TEXT, *definitions.texts], language_model)
@@ -494,7 +497,7 @@ records.verdicts("scdiff", ["S5", "S6", "S7"], rows)
 # | labelled cells | drawn | drawn once, stored in the file | drawn anew for every split, nested: five shots contain the one shot |
 # | scored cells | the rest of the target types | the same | the rest of the target types without the ten that may be labelled, the same for every number of shots; at most 60 per type at tier `laptop`, 30 at `ci` |
 # | language model | BioLinkBERT | BioLinkBERT-large, [CLS] | all-MiniLM-L6-v2, mean over tokens, six layers, not biomedical; tier `paper` as the authors |
-# | definitions | Cell Ontology, two by GPT-4 | release 2023-08-24 | our own, one or two sentences; an ontology file can be given |
+# | definitions | Cell Ontology, two by GPT-4 | release 2023-08-24 | our own, one or two sentences; the Cell Ontology's (the same release) at `paper`, or a file of yours |
 # | text conditioner | output of the language model | one Linear for all blocks, GroupNorm(16) | the same; Linear before GroupNorm is our reading |
 # | class rows of new types | not said | drawn from N(0, 1) like all rows | rows of all types from the start, N(0, 1) until fine-tuning: our reading |
 # | pre-training | 1 000 epochs at 2e-5 | the same, constant rate | 40 epochs (`ci`: 30) at 1e-3 with cosine decay; tier `paper` as the authors |

@@ -46,7 +46,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from screpro import data, records
-from screpro.data import weights
+from screpro.data import released
 from screpro.models.scldm_velocity import VelocityConfig
 from screpro.plots import PALETTE, use_style
 from screpro.tasks import presets_scldm as presets
@@ -359,13 +359,14 @@ legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside lower cen
 # of this book comes from them. "Earlier" files belong to the first version of the paper.
 
 # %% tags=["hide-input"]
-released = {
-    "name": list(weights.entries()),
-    "what": [own.title for own in weights.entries().values()],
-    "files": [", ".join(file.name for file in own.files) for own in weights.entries().values()],
-    "earlier": [", ".join(own.earlier) or "-" for own in weights.entries().values()],
+networks = [own for own in released.entries().values() if own.paper == "scldm"]
+shown = {
+    "name": [own.name for own in networks],
+    "what": [own.title for own in networks],
+    "files": [", ".join(file.name for file in own.files) for own in networks],
+    "earlier": [", ".join(own.earlier) or "-" for own in networks],
 }
-pd.DataFrame(released).style.hide(axis="index")
+pd.DataFrame(shown).style.hide(axis="index")
 
 # %% [markdown]
 # ## Where we differ

@@ -23,6 +23,7 @@ __all__ = [
     "coexpression_graph",
     "edge_graph",
     "file_graph",
+    "gene2go_terms",
     "gene_terms",
     "normalised",
     "ontology_graph",
@@ -53,6 +54,43 @@ def gene_terms(path: str | Path) -> dict[str, frozenset[str]]:
     table = _table(path, {"gene", "term"})
     groups = table.groupby("gene")["term"]
     return {str(gene): frozenset(map(str, terms)) for gene, terms in groups}
+
+
+def gene2go_terms(gene2go: str | Path, gene_info: str | Path, *, taxon: int = 9606) -> dict[str, frozenset[str]]:
+    """Terms of every gene of a species from NCBI's ``gene2go`` and ``gene_info`` (tab-separated, also .gz).
+
+    All evidence counts, as for GEARS; a term that a gene is said *not* to have is left out.
+
+    Parameters
+    ----------
+    gene2go
+        Columns ``#tax_id``, ``GeneID``, ``GO_ID``, ``Qualifier`` among others: numbers of genes and their terms.
+    gene_info
+        Columns ``#tax_id``, ``GeneID``, ``Symbol`` among others: what these genes are called.
+    taxon
+        The species; 9606 is human.
+
+    Raises
+    ------
+    ScreproError
+        A file cannot be read as such a table, or none of its genes is of the species.
+    """
+    own = []
+    for path, columns in ((gene2go, ["GO_ID", "Qualifier"]), (gene_info, ["Symbol"])):
+        columns = ["#tax_id", "GeneID", *columns]
+        table = _table(path, set(columns), comment=None, dtype=str, keep_default_na=False)[
+            columns
+        ]  # a gene may be "NA"
+        own.append(table[table["#tax_id"] == str(taxon)])
+    terms, names = own
+    pairs = terms[~terms["Qualifier"].str.upper().str.startswith("NOT")].merge(names, on="GeneID")
+    if pairs.empty:
+        raise ScreproError(
+            "gene2go and gene_info have genes of the species in common.",
+            got=f"none of taxon {taxon} in {Path(gene2go).name} and {Path(gene_info).name}",
+            fix="take both files for the species, or name another `taxon`",
+        )
+    return {gene: frozenset(those) for gene, those in pairs.groupby("Symbol")["GO_ID"]}
 
 
 def written_terms() -> dict[str, frozenset[str]]:
@@ -212,13 +250,13 @@ def _top(row, column, value, n: int, *, k: int, above: float) -> sp.csr_matrix:
     return sp.csr_matrix((value[best].astype(np.float32), (row[best], column[best])), shape=(n, n))
 
 
-def _table(path: str | Path, columns: set[str]):
+def _table(path: str | Path, columns: set[str], **options):
     import pandas as pd
 
     path = Path(path)
     separator = "," if ".csv" in path.suffixes else "\t"
     try:
-        table = pd.read_csv(path, sep=separator, comment="#")
+        table = pd.read_csv(path, sep=separator, **({"comment": "#"} | options))
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise ScreproError("A gene table is a .csv or .tsv file.", got=f"{path}: {error}", fix="check it") from None
     if missing := columns - set(table.columns):

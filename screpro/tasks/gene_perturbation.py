@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from screpro.data import released
 from screpro.data.gene_graph import (
     GeneGraph,
     coexpression_graph,
     file_graph,
+    gene2go_terms,
     normalised,
     ontology_graph,
     written_terms,
@@ -99,9 +101,10 @@ def graph_of(adata: "AnnData", *, kind: str | None = None, file: str | Path | No
     adata
         Log-normalised cells in ``X``, ``obs["perturbation"]`` with ``control``, ``A`` or ``A+B``.
     kind
-        ``"terms"`` (written by hand for the screens of the book) or ``"coexpression"``; None takes the terms where at
-        least half of the perturbed genes have some. Co-expression is that of control cells, which no split holds out,
-        between perturbed genes that are measured; edges are absolute correlations above .1, at most 20 a gene.
+        ``"terms"`` (written by hand for the screens of the book), ``"gene2go"`` (gene ontology terms of all human
+        genes, downloaded) or ``"coexpression"``; None takes the terms written by hand where at least half of the
+        perturbed genes have some. Co-expression is that of control cells, which no split holds out, between perturbed
+        genes that are measured; edges are absolute correlations above .1, at most 20 a gene.
     file
         A table of one's own, in place of both.
 
@@ -112,8 +115,13 @@ def graph_of(adata: "AnnData", *, kind: str | None = None, file: str | Path | No
     """
     label = adata.obs["perturbation"].astype(str).to_numpy()
     perturbed = sorted({gene for name in set(label) - {CONTROL} for gene in genes_of(name)})
-    if file is not None:  # perturbed genes may be linked through others
-        return file_graph(file, [*perturbed, *map(str, adata.var_names)])
+    every = [*perturbed, *map(str, adata.var_names)]  # perturbed genes may be linked through others
+    if file is not None:
+        return file_graph(file, every)
+    if kind == "gene2go":
+        files = released.bring("gene2go")
+        terms = gene2go_terms(files["gene2go.gz"], files["Homo_sapiens.gene_info.gz"])
+        return ontology_graph(terms, every, source="shared terms of the gene ontology (NCBI's gene2go)")
     terms = written_terms()
     known = [gene for gene in perturbed if terms.get(gene)]
     if kind == "terms" and not known:

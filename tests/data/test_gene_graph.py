@@ -1,14 +1,19 @@
 """Gene graphs on inputs whose answer is known, and planted effects against their formula."""
 
+import gzip
+
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
+from screpro.data import released
 from screpro.data.gene_graph import (
     GeneGraph,
     coexpression_graph,
     edge_graph,
+    gene2go_terms,
     gene_terms,
     normalised,
     ontology_graph,
@@ -17,6 +22,7 @@ from screpro.data.gene_graph import (
     written_terms,
 )
 from screpro.errors import ScreproError
+from screpro.tasks.gene_perturbation import graph_of
 
 TERMS = {"a": {"t1", "t2", "t3"}, "b": {"t2", "t3", "t4"}, "c": {"t4"}, "d": {"t9"}}
 
@@ -54,6 +60,47 @@ def test_gene_table_is_read(tmp_path):
         gene_terms(bad)
     with pytest.raises(ScreproError):
         gene_terms(tmp_path / "missing.csv")
+
+
+def gene2go_files(folder):
+    """NCBI's layout: two species, a gene said not to have a term, a gene without a symbol."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = ["#tax_id\tGeneID\tGO_ID\tEvidence\tQualifier\tGO_term\tPubMed\tCategory"]
+    for taxon, gene, term, qualifier in (
+        (9606, 1, "GO:1", "enables"), (9606, 1, "GO:2", "-"), (9606, 1, "GO:3", "NOT involved_in"),
+        (9606, 2, "GO:1", "enables"), (9606, 9, "GO:1", "enables"), (10090, 1, "GO:4", "enables"),
+    ):  # fmt: skip
+        rows.append(f"{taxon}\t{gene}\t{term}\tIEA\t{qualifier}\tsome term\t-\tFunction")
+    with gzip.open(folder / "gene2go.gz", "wt") as handle:
+        handle.write("\n".join(rows) + "\n")
+    names = ["#tax_id\tGeneID\tSymbol\tLocusTag", "9606\t1\tSTAT1\t-", "9606\t2\tNA\t-", "10090\t1\tStat1\t-"]
+    with gzip.open(folder / "Homo_sapiens.gene_info.gz", "wt") as handle:
+        handle.write("\n".join(names) + "\n")
+    return folder / "gene2go.gz", folder / "Homo_sapiens.gene_info.gz"
+
+
+def test_gene2go_is_read_as_ncbi_writes_it(tmp_path):
+    files = gene2go_files(tmp_path)
+    assert gene2go_terms(*files) == {"STAT1": {"GO:1", "GO:2"}, "NA": {"GO:1"}}
+    assert gene2go_terms(*files[:1], files[1], taxon=10090) == {"Stat1": {"GO:4"}}
+    with pytest.raises(ScreproError, match="taxon 7"):
+        gene2go_terms(*files, taxon=7)
+    with pytest.raises(ScreproError, match="GO_ID"):
+        gene2go_terms(files[1], files[1])
+
+
+def test_the_graph_of_a_screen_can_come_from_gene2go(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCREPRO_DATA", str(tmp_path))
+    monkeypatch.setenv("SCREPRO_CACHE", str(tmp_path / "cache"))
+    for file in released.get("gene2go").files:
+        (tmp_path / file.place).parent.mkdir(parents=True, exist_ok=True)
+    files = gene2go_files(tmp_path / "made")
+    for file, made in zip(released.get("gene2go").files, files, strict=True):
+        made.rename(tmp_path / file.place)
+    obs = pd.DataFrame({"perturbation": ["control", "STAT1", "NA", "other"]}, index=list("abcd"))
+    screen = AnnData(np.ones((4, 2)), obs=obs)
+    graph = graph_of(screen, kind="gene2go")
+    assert set(graph.genes) == {"STAT1", "NA"} and graph.weights.nnz == 2 and "gene2go" in graph.source
 
 
 def test_edge_table_is_read(tmp_path):

@@ -3,14 +3,15 @@
 import pytest
 
 from screpro import data
-from screpro.data import fetch, weights
+from screpro.data import fetch, released
 from screpro.errors import ScreproError
 
 
 def test_every_entry_can_be_brought_and_run():
-    assert len(weights.entries()) == 8  # five data sets of the paper with a flow, three sizes of the Census
-    places = [file.place for own in weights.entries().values() for file in own.files]
-    for name, own in weights.entries().items():
+    networks = {name: own for name, own in released.entries().items() if own.cells}
+    assert len(networks) == 8  # five data sets of the paper with a flow, three sizes of the Census
+    places = [file.place for own in networks.values() for file in own.files]
+    for name, own in networks.items():
         names = [file.name for file in own.files]
         assert sum(each.endswith(".ckpt") for each in names) == sum(each.endswith(".yaml") for each in names) == 1
         assert data.get(own.cells).kind == "paper" and name not in data.entries()
@@ -26,19 +27,19 @@ def test_files_somebody_put_there_are_found_checked_and_locked(tmp_path, monkeyp
     monkeypatch.setenv("SCREPRO_DATA", str(tmp_path))
     monkeypatch.setenv("SCREPRO_CACHE", str(tmp_path / "cache"))
     name = "scldm_weights_census_20M"
-    assert weights.available(name) == "to download"
-    for file in weights.get(name).files:
+    assert released.available(name) == "to download"
+    for file in released.get(name).files:
         (tmp_path / file.place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file.place).write_bytes(file.name.encode())
-    assert weights.available(name) == "in SCREPRO_DATA"
-    found = weights.bring(name)
+    assert released.available(name) == "in SCREPRO_DATA"
+    found = released.bring(name)
     assert found["20M.ckpt"].read_bytes() == b"20M.ckpt"
-    assert all(status.startswith(("ok", "present")) for _, status in weights.verify(name))
+    assert all(status.startswith(("ok", "present")) for _, status in released.verify(name))
 
 
 def test_an_unknown_name_is_told_the_nearest():
     with pytest.raises(ScreproError, match="scldm_weights_census_70M"):
-        weights.get("scldm_weights_census_7OM")
+        released.get("scldm_weights_census_7OM")
 
 
 def test_the_farthest_place_decides(tmp_path, monkeypatch):
