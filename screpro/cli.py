@@ -213,11 +213,21 @@ def data_describe(
 ) -> None:
     """Say what is in a data set or a file of your own, and what it can be used for; of a data set its licence too.
 
-    Nothing is downloaded: of a data set that is not here the registry's facts are printed, and where to get it.
+    Nothing is downloaded: of a data set that is not here the registry's facts are printed, and where to get it. Of
+    released weights and ontologies the files are listed.
     """
+    from screpro.data import fetch, released
     from screpro.data.describe import describe, describe_set
     from screpro.records.keys import is_file_name
 
+    if source in released.entries():
+        own = released.get(source)
+        rows = [
+            {"file": file.name, "what": own.title, "status": fetch.status(file), "address": file.url}
+            for file in own.files
+        ]
+        show(rows, as_json)
+        return
     found = describe(source) if is_file_name(source) else describe_set(source)
     print(json.dumps(found.to_dict(), indent=1, ensure_ascii=False, default=str) if as_json else found)
 

@@ -341,6 +341,8 @@ def test_data_describe_prints_the_licence_of_a_set(call, tmp_path, monkeypatch):
     assert code == 0 and "  licence: " in out and "  not here: " in out
     code, out, _ = call("data", "describe", "scdiff_pbmc12k", "--json")
     assert code == 0 and json.loads(out)["registry"]["citation"]
+    code, out, _ = call("data", "describe", "gene2go", "--json")
+    assert code == 0 and [row["file"] for row in json.loads(out)] == ["gene2go.gz", "Homo_sapiens.gene_info.gz"]
 
 
 def test_doctor_looks_at_everything(call):
