@@ -98,10 +98,10 @@ def timings_table(what: str, *operations: str) -> "Markdown | None":
         {
             "operation": row["operation"],
             "size": row["size"],
-            "ours, ms": f"{row['ours_ms']:.4g}",
+            "ours, ms": _number(row["ours_ms"]),
             "peer": row["peer"],
-            "peer, ms": "not measured" if pd.isna(row["peer_ms"]) else f"{row['peer_ms']:.4g}",
-            "ratio": "" if pd.isna(row["ratio"]) else f"{row['ratio']:.3g}",
+            "peer, ms": "not measured" if row["peer"] and pd.isna(row["peer_ms"]) else _number(row["peer_ms"]),
+            "ratio": _number(row["ratio"], 3),
             "aim": row["target"],
             "agreement": row["agreement"],
             "machine": row["machine"],
@@ -113,6 +113,10 @@ def timings_table(what: str, *operations: str) -> "Markdown | None":
         display(shown.droplevel("operation") if len(set(own["operation"])) == 1 else shown)
     versions = own["peer_version"].dropna().unique()
     return Markdown(f"Measured beside {', '.join(versions)}.") if len(versions) else None
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "" if value is None or value != value else f"{value:.{digits}g}"
 
 
 def _version(label: str, peers: Mapping[str, str]) -> str | None:

@@ -18,7 +18,7 @@ from screpro.tasks.flow import FlowSettings, Generator, train_flow
 from screpro.tasks.generation import GenerationCells, Reference
 from screpro.tasks.library_size import LibrarySizes
 
-__all__ = ["study_samplers", "time_generation"]
+__all__ = ["generation_seconds", "study_samplers", "time_generation"]
 
 
 class _Counted(nn.Module):
@@ -83,15 +83,8 @@ def study_samplers(
             run.add(**unit, **sizes, **row, direction="lower")
 
 
-def time_generation(
-    run: Run,
-    autoencoder: AutoEncoderSettings,
-    flow: FlowSettings,
-    *,
-    cells: int,
-    genes: int,
-    steps: int,
-    unit: Mapping[str, Any],
+def generation_seconds(
+    autoencoder: AutoEncoderSettings, flow: FlowSettings, *, cells: int, genes: int, steps: int
 ) -> float:
     """Seconds to generate `cells` x `genes` with untrained networks of these sizes and Heun's sampler.
 
@@ -105,7 +98,20 @@ def time_generation(
     wanted = {"cell_type": np.zeros(cells, dtype=np.int64)}
     started = time.monotonic()
     Generator(model, untrained.network, library).draw(wanted, weight=1.0, steps=steps, seed=0)
-    seconds = time.monotonic() - started
+    return time.monotonic() - started
+
+
+def time_generation(
+    run: Run,
+    autoencoder: AutoEncoderSettings,
+    flow: FlowSettings,
+    *,
+    cells: int,
+    genes: int,
+    steps: int,
+    unit: Mapping[str, Any],
+) -> None:
+    """Add `generation_seconds` to `run`."""
+    seconds = generation_seconds(autoencoder, flow, cells=cells, genes=genes, steps=steps)
     row = {"item": "speed", "metric": "generate", "metric_variant": f"heun, {steps} steps", "unit": "s"}
     run.add(**unit, **row, n_generated=cells, n_genes=genes, value=seconds, direction="lower")
-    return seconds
