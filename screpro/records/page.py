@@ -52,13 +52,13 @@ def clean(output: Any) -> Any:
 
 def sheet_table(sheet: Sheet, values: Mapping[str, Any]) -> str:
     """The parameter sheet as markdown, with the command that runs the notebook with these values."""
-    lines = [
-        "| parameter | type | value | default | range | meaning |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| parameter | value | meaning |", "|---|---|---|"]
     for p in sheet.parameters:
-        row = (f"`{p.name}`", f"`{p.type}`", _code(values[p.name]), _code(p.default), p.range, p.meaning)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+        value = _code(values[p.name])
+        if values[p.name] != p.default:
+            value += f" (default {_code(p.default) or 'empty'})"
+        meaning = f"{p.meaning} ({': '.join(filter(None, [f'`{p.type}`', p.range]))})"
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{p.name}`", value, meaning)) + " |")
     lines += [
         "",
         "Run it with other values:",

@@ -63,7 +63,7 @@ class Parameter:
             return ", ".join(self.choices)
         if self.low is None:
             return ""
-        ends = ["" if math.isinf(end) else f"{end:g}" for end in (self.low, self.high)]
+        ends = ["" if math.isinf(end) else f"{end:.0f}" if end >= 1e4 else f"{end:g}" for end in (self.low, self.high)]
         return f"{ends[0]} to {ends[1]}" if all(ends) else f"at least {ends[0]}" if ends[0] else f"at most {ends[1]}"
 
 
