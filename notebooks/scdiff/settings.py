@@ -202,8 +202,8 @@ pd.DataFrame(
 ).style.hide(axis="index")
 
 # %% [markdown]
-# The same columns, recomputed from the cells, for every set of the registry that is here. A set that stands in for one
-# of the paper's is not that set; what it stands in for is said.
+# The same columns, recomputed from the cells, for every set of the registry that was here when this page ran, or when a
+# recorded run of it did. A set that stands in for one of the paper's is not that set; what it stands in for is said.
 
 # %%
 if datasets:

@@ -239,8 +239,8 @@ pd.DataFrame(
 # the 2 024 "gene edits" of Replogle-Nadig are 2 023 and the non-targeting control. On the panels of 2 000 variable
 # genes the length is 2 000: every cell is padded to as many tokens as there are genes, and nothing is saved.
 #
-# The same columns, recomputed from the cells, for every set of the registry that is here. None of them is one of the
-# paper's unless the last column says so.
+# The same columns, recomputed from the cells, for every set of the registry that was here when this page ran, or when a
+# recorded run of it did. None of them is one of the paper's unless the last column says so.
 
 # %%
 if datasets:
