@@ -453,7 +453,7 @@ records.verdicts("scldm", ["L3", "L12", "L18", "L19", "L20"], rows)
 # | Gaussian likelihood | only named, in the later version | not in the public code | mean and precision of log-normalised expression |
 # | Set Transformer | equations 13, 14 | not in the public code | the same, with the norms of MCAB and $W_f = Q$ |
 # | without the flow | "Gaussian prior" | - | N(0, I) decoded, without labels; the flow without labels too |
-# | training | 100 epochs | the same | a few hundred steps below tier `paper`, the same for all; the default was set on the `ci` cells, the others use its settings |
+# | training | 100 epochs | the same | 240 steps at tier `ci`, 2 000 at `laptop`, the same for all; the default was set on the `ci` cells, the others use its settings |
 
 # %% [markdown]
 # ## Exercises
