@@ -36,7 +36,9 @@ def test_the_encoder_keeps_bytes_in_proportion_to_expressed_genes_not_to_the_pan
 def test_rows_agree_with_the_padded_network_and_print_the_ratio(monkeypatch):
     monkeypatch.setattr(bench_scldm, "turns", lambda *calls: [bench_measure.once(call)[0] for call in calls])
     monkeypatch.setattr(bench_scldm, "SIZES", ((4, SMALL),))
-    step, memory = bench_scldm.scldm()
+    monkeypatch.setattr(bench_scldm, "DRAWN", 8)
+    step, memory, drawn = bench_scldm.scldm()
+    assert drawn["ours_ms"] > 0 and drawn["size"].startswith("8 cells") and not drawn["peer"]
     assert step["ratio"] > 0 and max(map(float, re.findall(r"\de-\d+", step["agreement"]))) < 1e-3
     assert list(step) == list(memory) and memory["ours_ms"] is None
     ratio, of_tokens, without = (float(part.split()[-1]) for part in memory["agreement"].split(" times")[:3])

@@ -175,7 +175,8 @@ def test_page_carries_sheet_values_and_provenance_and_no_noise(finished, place):
     scope = {}
     exec(cell.source, scope)
     assert scope["seeds"] == [0, 1] and scope["rate"] == 1e-4
-    assert "| `seeds` | `list[int]` | `[0, 1]` | `[0]` | 0 to 100 |" in notebook.cells[2].source
+    assert "| `seeds` | `[0, 1]` (default `[0]`) |" in notebook.cells[2].source
+    assert "(`list[int]`: 0 to 100) |" in notebook.cells[2].source
     footer = notebook.cells[-1].source
     assert "screpro-provenance" in footer and finished.manifest["run_id"] in footer
     assert finished.manifest["command"] in footer
