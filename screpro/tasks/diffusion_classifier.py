@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from screpro.errors import ScreproError
@@ -118,6 +117,7 @@ def classifier_errors(
     bytes_per_cell = 4 * 14 * config.width * n_times * n_encoded
     chunk = max(1, int(memory_mib * 2**20 / bytes_per_cell))
     total = np.zeros((x.shape[0], len(candidates), n_times))
+    space = torch.empty(2, chunk * n_times * n_encoded, 4 * config.width, device=device)
     for start in range(0, x.shape[0], chunk):
         rows = slice(start, min(start + chunk, x.shape[0]))
         cells = SparseCells.from_scipy(sp.csr_matrix(x[rows], dtype=np.float32), device)
@@ -136,7 +136,7 @@ def classifier_errors(
             noised = schedule.signal[times, None] * clean[:, None] + schedule.noise[times, None] * embedded
             h = model.embedder.after_table(noised) + time_embedding(times.to(device), config.width)
             h = h.expand(n_encoded, n, n_times, config.width).reshape(n_encoded, n * n_times, config.width)
-            h = _encode(model, h, folded).view(n_encoded, n, n_times, config.width)
+            h = _encode(model, h, folded, space).view(n_encoded, n, n_times, config.width)
             h_gram = h @ gram
             error = (h * (h_gram - 2 * target[:, None])).sum(-1)[encoded_of].double() + square[:, None]
             if model.batch_table is not None:
@@ -149,12 +149,20 @@ def classifier_errors(
     return ClassifierErrors(total, candidates, times.numpy())
 
 
-def _encode(model: ScDiff, h: Tensor, folded: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """``ScDiff.encode`` for states (candidates, n, D), in place where that spares a pass through memory."""
+def _encode(model: ScDiff, h: Tensor, folded: list[tuple[Tensor, Tensor, Tensor]], space: Tensor) -> Tensor:
+    """``ScDiff.encode`` for states (candidates, n, D), in place where that spares a pass through memory.
+
+    `space` (2, at least candidates * n, 4 D) is written over: fresh memory for its size in every block costs as much as
+    the products that fill it.
+    """
+    value, gate = space[:, : h.shape[0] * h.shape[1]]
     for block, own in zip(model.blocks, folded, strict=True):
         h = h + block.attention.attend_folded(block.norm_query(h), own)
-        normed, layer = block.norm_feed_forward(h), block.feed_forward
-        h += layer.contract(layer.value(normed).mul_(F.gelu(layer.gate(normed))))
+        normed, layer = block.norm_feed_forward(h).flatten(0, 1), block.feed_forward
+        torch.addmm(layer.value.bias, normed, layer.value.weight.T, out=value)
+        torch.addmm(layer.gate.bias, normed, layer.gate.weight.T, out=gate)
+        value *= torch.ops.aten.gelu_(gate)
+        h += layer.contract(value).view_as(h)
     return model.norm_out(h)
 
 
