@@ -288,12 +288,12 @@ def aim(own):
     pairs = compare(own, "scdiff", second)[0]
     away = abs(pairs.difference) > pairs.standard_error
     return {
-        "tier": ", ".join(own["tier"].unique()),
-        "scDiff": shown["scdiff"],
-        "best baseline": f"{shown[best]} ({titles[best]})",
-        "second best": f"{shown[second]} ({titles[second]})",
-        "scDiff - second best": f"{pairs.difference:+.3f} ± {pairs.standard_error:.3f}",
         "scDiff is": ("ahead" if pairs.difference > 0 else "behind") if away else "level",
+        "by": f"{pairs.difference:+.3f} ± {pairs.standard_error:.3f}",
+        "scDiff": shown["scdiff"],
+        "second best": f"{shown[second]} ({titles[second]})",
+        "best": f"{shown[best]} ({titles[best]})",
+        "tier": ", ".join(own["tier"].unique()),
     }
 
 
