@@ -98,11 +98,11 @@ def timings_table(what: str, *operations: str) -> "Markdown | None":
         {
             "operation": row["operation"],
             "size": row["size"],
-            "ours, ms": _number(row["ours_ms"]),
-            "peer": row["peer"],
-            "peer, ms": "not measured" if row["peer"] and pd.isna(row["peer_ms"]) else _number(row["peer_ms"]),
             "ratio": _number(row["ratio"], 3),
             "aim": row["target"],
+            "ours, ms": _number(row["ours_ms"]),
+            "peer, ms": "not measured" if row["peer"] and pd.isna(row["peer_ms"]) else _number(row["peer_ms"]),
+            "peer": row["peer"],
             "agreement": row["agreement"],
             "machine": row["machine"],
         }
