@@ -152,8 +152,8 @@ def classifier_errors(
 def _encode(model: ScDiff, h: Tensor, folded: list[tuple[Tensor, Tensor, Tensor]], space: Tensor) -> Tensor:
     """``ScDiff.encode`` for states (candidates, n, D), in place where that spares a pass through memory.
 
-    `space` (2, at least candidates * n, 4 D) is written over: fresh memory of its size in every block can make the whole
-    take half as long again.
+    `space` (2, at least candidates * n, 4 D) is written over: fresh memory of its size in every block can make all
+    of it take half as long again.
     """
     value, gate = space[:, : h.shape[0] * h.shape[1]]
     for block, own in zip(model.blocks, folded, strict=True):
