@@ -779,6 +779,11 @@ for (of_set, of_tier), own in ratio.groupby(["dataset", "tier"], sort=False):
     display(table.rename(index=titles).fillna("–").rename_axis(index=f"{of_set}, {of_tier}", columns=None))
 
 # %% [markdown]
+# In the simulated atlas the latent factors of a donor are named by its label, which the network is told: given
+# context *and* donor there is one distribution, and 1 is the right value over seeds. Over donors the real excess is
+# what a model that draws distributions has to show.
+
+# %% [markdown]
 # ### What it costs
 #
 # A training step beside the same network with geomloss called as the authors do, the scores beside Cell-Eval, and the
@@ -788,10 +793,6 @@ for (of_set, of_tier), own in ratio.groupby(["dataset", "tier"], sort=False):
 records.timings_table("perturbdiff")
 
 # %% [markdown]
-# In the simulated atlas the latent factors of a donor are named by its label, which the network is told: given
-# context *and* donor there is one distribution, and 1 is the right value over seeds. Over donors the real excess is
-# what a model that draws distributions has to show.
-#
 # ## Verdict
 #
 # Decision rules were written down before any of these runs ([ledger of claims](../../book/ledger.md)). Claims are

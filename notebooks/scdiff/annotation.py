@@ -272,12 +272,14 @@ figure = score_figure(
 )
 
 # %% [markdown]
-# **The aim** was a macro F1 within the range of the two best baselines on at least two of these sets. Below, per
-# recorded set: mean and standard deviation over splits and seeds of the three, and scDiff less the second-best baseline
-# with the standard error of the paired differences. *Ahead* and *behind* are by more than that error, *level* is
-# neither. Where scDiff is behind, what was tried stands under [what tuning chose](#what-tuning-chose). At tier `ci`
-# nothing is tuned: scDiff starts from settings that were tried out on these very cells, the baselines from published
-# defaults (scANVI with 40 instead of 400 epochs), so that the live numbers show that the page works and rank nobody.
+# **The aim** was a macro F1 within the range of the two best baselines on at least two of these sets: a mean that reaches
+# that of the second-best baseline. Below, per recorded set: mean and standard deviation over splits and seeds of the
+# three, and scDiff less the second-best baseline with the standard error of the paired differences. That comparison was
+# added after the last of these runs and decides nothing about the aim. *Ahead* and *behind* are by more than that
+# error, *level* is neither. Where scDiff falls short, what was tried stands under [what tuning
+# chose](#what-tuning-chose). At tier `ci` nothing is tuned: scDiff starts from settings that were tried out on these
+# very cells, the baselines from published defaults (scANVI with 40 instead of 400 epochs), so that the live numbers show
+# that the page works and rank nobody.
 
 # %% tags=["hide-input"]
 def aim(own):
@@ -288,6 +290,7 @@ def aim(own):
     pairs = compare(own, "scdiff", second)[0]
     away = abs(pairs.difference) > pairs.standard_error
     return {
+        "reached": "yes" if mean["scdiff"] >= mean[second] else "no",
         "scDiff is": ("ahead" if pairs.difference > 0 else "behind") if away else "level",
         "by": f"{pairs.difference:+.3f} ± {pairs.standard_error:.3f}",
         "scDiff": shown["scdiff"],
@@ -301,12 +304,13 @@ tuned = scores[scores["tier"] != "ci"]
 aims = {name: aim(own) for name, own in tuned.groupby("dataset") if {"scdiff", "celltypist"} <= set(own["method"])}
 aims = pd.DataFrame(aims).T
 display(aims if len(aims) else Markdown("No tuned run is recorded."))
-reached = aims[aims["scDiff is"] != "behind"].index.tolist() if len(aims) else []
+reached = aims.index[aims["reached"] == "yes"].tolist() if len(aims) else []
+level = aims.index[(aims["reached"] == "no") & (aims["scDiff is"] == "level")].tolist() if len(aims) else []
 mean = tuned.pivot_table(index="dataset", columns="method", values="value")
 simple = (mean["logistic_regression"] >= mean["scdiff"]).sum() if len(aims) else 0
 Markdown(
-    f"Ahead or level on {len(reached)} of {len(aims)} sets ({', '.join(reached) or 'none'}): the aim is "
-    f"**{'met' if len(reached) >= 2 else 'missed'}**. Two splits leave that error itself uncertain, and the mean of "
+    f"Reached on {len(reached)} of {len(aims)} sets ({', '.join(reached) or 'none'}): the aim is "
+    f"**{'met' if len(reached) >= 2 else 'missed'}**. Level without reaching it: {', '.join(level) or 'none'}. The mean of "
     f"logistic regression, which trains in seconds, is at least as high on {simple} of the sets."
 )
 

@@ -467,13 +467,17 @@ tuned(rows)
 # %% [markdown]
 # ### What each method took
 #
-# Seconds to train on a mask and to answer it, mean over masks and seeds. Recorded runs had one thread each and shared
+# Seconds to train on a mask and to answer it, mean and standard deviation over masks and seeds. Recorded runs had one thread each and shared
 # their machine with others, so that these are upper ends.
 
 # %% tags=["hide-input"]
 took = rows[(rows["metric"] == "fit_predict") & (rows["metric_variant"] == "")].copy()
 took["method"] = took["method"].map(titles)
-display(took.pivot_table(index="method", columns=["dataset", "tier"], values="value", sort=False).round(1))
+display(
+    took.pivot_table(
+        index="method", columns=["dataset", "tier"], values="value", aggfunc=lambda v: spread(v.mean(), v.std(), 1), sort=False
+    ).fillna("not run")
+)
 both = took[(took["dataset"] == "pbmc3k") & took["method"].isin([titles["scdiff"], titles["scdiff_inpainting"]])]
 minutes = both.groupby("method")["value"].mean().sum() / 60
 Markdown(
