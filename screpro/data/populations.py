@@ -285,7 +285,7 @@ def log_median(counts: sp.csr_matrix) -> sp.csr_matrix:
 
 def gather(x: sp.csr_matrix, rows: np.ndarray, divisor: np.ndarray | float = 1.0) -> np.ndarray:
     """Dense float32 cells of row numbers of any shape: (..., G), each value divided by `divisor`, a number or (G,)."""
-    from screpro.kernels.tiles import each
+    from screpro.kernels.threads import each
 
     rows = np.asarray(rows)
     flat = rows.reshape(-1)

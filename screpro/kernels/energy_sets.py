@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from screpro.kernels.tiles import FAST, NEAR, each, squared_distance
+from screpro.kernels.threads import each
+from screpro.kernels.tiles import FAST, NEAR, squared_distance
 
 __all__ = ["EnergyLoss"]
 

@@ -25,12 +25,9 @@ torch's own operations. There is no Triton kernel: the products are cuBLAS's the
 few passes over one chunk (B, g, 2F) behind them.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +37,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from screpro.errors import ScreproError
+from screpro.kernels.threads import in_parts
 
 __all__ = ["GeneDecoder", "decode_genes", "reference"]
 
@@ -191,7 +189,7 @@ class _Sweep(torch.autograd.Function):
         out = torch.empty(*hidden.shape[:2], len(head))
         if _AGAIN.get():  # run once more for its gradient only, which asks for the input and not for this output
             return out
-        _in_threads(lambda a, b, _: forward(a, b, *arrays, out.numpy()), len(hidden))
+        in_parts(lambda first, last, _: forward(first, last, *arrays, out.numpy()), len(hidden))
         return out
 
     @staticmethod
@@ -202,11 +200,11 @@ class _Sweep(torch.autograd.Function):
         hidden, table, inverse, constant, head = ctx.saved_tensors
         arrays = [t.contiguous().numpy() for t in (hidden, table, inverse, constant, head, given)]
         slope, pull = torch.empty_like(hidden, memory_format=torch.contiguous_format), torch.empty_like(inverse)
-        threads = _n_threads(len(hidden))
+        threads = torch.get_num_threads()
         tables = np.zeros((threads, *table.shape), np.float32)
         constants, heads = np.zeros((threads, *constant.shape)), np.zeros((threads, *head.shape))
         written = slope.numpy(), pull.numpy()
-        _in_threads(lambda a, b, t: backward(a, b, *arrays, *written, tables[t], constants[t], heads[t]), len(hidden))
+        in_parts(lambda a, b, t: backward(a, b, *arrays, *written, tables[t], constants[t], heads[t]), len(hidden))
         sums = (torch.from_numpy(s.sum(0).astype(np.float32)) for s in (tables, constants, heads))
         of_table, of_constant, of_head = sums
         return slope, of_table, pull, of_constant, of_head
@@ -227,26 +225,6 @@ def _again() -> Iterator[None]:
 def _contexts():
     """Of the first and of the second time that a chunk is computed."""
     return nullcontext(), _again()
-
-
-def _n_threads(cells: int) -> int:
-    return max(1, min(torch.get_num_threads(), cells))
-
-
-def _in_threads(work: Callable[[int, int, int], None], cells: int) -> None:
-    """Call ``work(first, last, thread)`` on as many parts of the cells as torch may use threads."""
-    parts = _n_threads(cells)
-    bounds = [cells * p // parts for p in range(parts + 1)]
-    if parts == 1:
-        work(0, cells, 0)
-    else:  # plain threads: the loops hold no lock
-        list(_threads(os.getpid()).map(lambda p: work(bounds[p], bounds[p + 1], p), range(parts)))
-
-
-@cache
-def _threads(process: int) -> ThreadPoolExecutor:
-    """One pool a process: a forked one does not inherit threads."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gene_decoder")
 
 
 def _check(embedding: Tensor, queries: Tensor, keys: Tensor, values: Tensor, w: GeneDecoder, chunk: int | None) -> None:

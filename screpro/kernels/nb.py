@@ -27,9 +27,6 @@ Cost: 12 bytes of memory traffic per entry (counts and logits in, gradient out) 
 """
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 import torch
@@ -37,6 +34,7 @@ from torch import Tensor
 
 from screpro.errors import ScreproError
 from screpro.kernels.nb_loops import run
+from screpro.kernels.threads import in_parts
 
 __all__ = ["nb_nll", "nb_softmax_nll", "reference"]
 
@@ -165,30 +163,23 @@ def _launch(counts, logits, library, log_theta, weight, *, want: bool) -> tuple[
 
         return launch(counts, logits, library, log_theta, weight, want=want)
     n_cells, n_genes = logits.shape
-    chunks = max(1, min(torch.get_num_threads(), n_cells))
     shared = log_theta.dim() == 1
-    loss, totals = np.empty(n_cells, np.float32), np.zeros((chunks, n_genes))
+    loss, totals = np.empty(n_cells, np.float32), np.zeros((torch.get_num_threads(), n_genes))
     grad = np.empty((n_cells if want else 0, n_genes), np.float32)
     theta_grad = np.zeros((n_cells if want and not shared else 0, n_genes), np.float32)
     arrays = [t.numpy() for t in (counts, logits, library, log_theta[None] if shared else log_theta, weight)]
-    bounds = [n_cells * c // chunks for c in range(chunks + 1)]
+    wrong = []
 
-    def chunk(c: int) -> bool:
-        return run(bounds[c], bounds[c + 1], *arrays, loss, grad, theta_grad, totals[c])
+    def some(first: int, last: int, part: int) -> None:
+        if run(first, last, *arrays, loss, grad, theta_grad, totals[part]):
+            wrong.append(part)
 
-    # plain threads: the loop holds no lock, and unlike in numba's own scheduler two callers cannot disturb each other
-    wrong = any(list(_threads(os.getpid()).map(chunk, range(chunks))) if chunks > 1 else [chunk(0)])
+    in_parts(some, n_cells)
     if wrong:
         raise _wrong_count()
     if shared:
         theta_grad = totals.sum(0).astype(np.float32)
     return torch.from_numpy(loss), torch.from_numpy(grad), torch.from_numpy(theta_grad)
-
-
-@cache
-def _threads(process: int) -> ThreadPoolExecutor:
-    """One pool a process: a forked one does not inherit threads."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="nb")
 
 
 def _check_shapes(counts: Tensor, logits: Tensor, library: Tensor, log_theta: Tensor) -> None:

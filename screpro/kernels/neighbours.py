@@ -25,7 +25,8 @@ import torch
 from numba import njit
 
 from screpro.errors import ScreproError
-from screpro.kernels.tiles import Pairs, each, points, squared_distance, walk
+from screpro.kernels.threads import each
+from screpro.kernels.tiles import Pairs, points, squared_distance, walk
 
 __all__ = [
     "Shortlist",

@@ -16,11 +16,8 @@ everything for two points that nearly coincide. Visitors therefore take pairs wi
 ``NEAR (|x|^2 + |y|^2)`` again from the points themselves, `squared_distance`; such pairs are few.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from math import frexp
 
 import numba
@@ -28,8 +25,9 @@ import numpy as np
 import torch
 
 from screpro.errors import ScreproError
+from screpro.kernels.threads import each
 
-__all__ = ["FAST", "LARGEST", "NEAR", "Pairs", "each", "placed", "plain", "points", "squared_distance", "walk"]
+__all__ = ["FAST", "LARGEST", "NEAR", "Pairs", "placed", "plain", "points", "squared_distance", "walk"]
 
 ROWS, COLUMNS = 256, 1024  # 1 MiB of float32, about a second-level cache
 NEAR = 2.0**-10  # at this share of the norms the product still has 3 to 4 digits of the squared distance
@@ -188,38 +186,6 @@ def walk(pairs: Pairs, visit: Callable[[np.ndarray, int, int], float | np.ndarra
 
     each(worker, len(sums))
     return sum(sums[1:], start=sums[0])
-
-
-def each(worker: Callable[[], Callable[[int], None]], count: int) -> None:
-    """Call ``task(index)`` for every index below `count`, on as many threads as torch is set to use.
-
-    Every thread makes its own task by ``worker()``, with its own buffers, takes the next index until none is left,
-    and uses one core: no barrier after every operation, and a slow core does fewer tasks instead of holding up all.
-    """
-    threads = torch.get_num_threads()
-    indices = iter(range(count))
-
-    def run():
-        with torch.no_grad():
-            task = worker()
-            for index in indices:
-                task(index)
-
-    if min(threads, count) <= 1:
-        run()
-        return
-    futures = [_pool(threads, os.getpid()).submit(run) for _ in range(min(threads, count))]
-    try:
-        for future in futures:
-            future.result()
-    finally:
-        torch.set_num_threads(threads)  # the pool's own setting is also the default of threads yet to come
-
-
-@lru_cache(maxsize=4)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """One pool per number of threads and process (threads do not survive a fork); it is kept, as are MKL's buffers."""
-    return ThreadPoolExecutor(threads, "tiles", initializer=torch.set_num_threads, initargs=(1,))
 
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)

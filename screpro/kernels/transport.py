@@ -28,7 +28,8 @@ from numba import njit
 from screpro.errors import ScreproError
 from screpro.kernels.auction import assign
 from screpro.kernels.neighbours import shortlist, shortlist_distances
-from screpro.kernels.tiles import Pairs, each, points, squared_distance
+from screpro.kernels.threads import each
+from screpro.kernels.tiles import Pairs, points, squared_distance
 
 __all__ = ["Plan", "exact_w2", "lower_bound", "reference"]
 

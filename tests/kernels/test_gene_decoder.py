@@ -90,7 +90,7 @@ def test_bfloat16_is_as_exact_as_the_formulas_in_it(chunk):
 
 
 def test_threads_do_not_change_the_result():
-    tensors, weight = problem(cells=9, genes=40), torch.randn(9, 40, 1)
+    tensors, weight = problem(cells=9, genes=40), torch.randn(9, 40, 1, generator=torch.Generator().manual_seed(1))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -99,8 +99,8 @@ def test_threads_do_not_change_the_result():
         four = both(decode_genes, tensors, 2, weight)
     finally:
         torch.set_num_threads(before)
-    for a, b in zip(one, four, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    for a, b in zip(one, four, strict=True):  # sums in another order: an entry near 0 is as wrong as the largest one
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * float(b.abs().max()))
 
 
 def test_a_gene_does_not_depend_on_the_others():
