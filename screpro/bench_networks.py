@@ -162,18 +162,19 @@ def _keys_values(block, mixed):
 
 
 def _packed(block, x, device: str, *, heads: int) -> Callable:
-    """Attention of latent queries (L, E) to the expressed genes; a repeated count costs a sum, not a product."""
-    import torch.nn.functional as F
-
+    """Attention of latent queries (L, E) to the expressed genes, whose keys and values cost a product per gene."""
+    from screpro.kernels.gene_tokens import TokenWeights, keys_values
     from screpro.kernels.set_attention import PackedCells, packed_cross_attention
 
     cells = PackedCells.from_scipy(x, device)
 
     def attend(query):
         of_count, of_gene = block["mix"].weight.chunk(2, 1)
-        depth = cells.counts.log1p()[:, None] * of_count.sum(1)
-        mixed = depth + F.linear(block["gene"](cells.genes), of_gene, block["mix"].bias)
-        return packed_cross_attention(query, *_keys_values(block, mixed), cells.offsets, heads)
+        norm = block["norm"]
+        weights = TokenWeights(
+            of_gene, of_count, block["mix"].bias, norm.weight, norm.bias, norm.eps, block["key_value"].weight
+        )
+        return packed_cross_attention(query, *keys_values(block["gene"].weight, cells, weights), cells.offsets, heads)
 
     return attend
 

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from screpro.errors import ScreproError
 from screpro.kernels.gene_decoder import GeneDecoder, decode_genes
+from screpro.kernels.gene_tokens import TokenWeights, keys_values
 from screpro.kernels.nb import nb_softmax_nll
 from screpro.kernels.set_attention import PackedCells, packed_cross_attention
 from screpro.models.blocks import EPSILON, SelfAttention, SwiGLU, check_heads, split_heads
@@ -155,6 +156,21 @@ class Pool(nn.Module):
         attended = packed_cross_attention(queries, keys, values, offsets, self.block.heads)
         return self.block.after(self.pseudo_inputs, attended)
 
+    def of_genes(self, genes: GeneTokens, cells: PackedCells) -> Tensor:
+        """The same for tokens that are not made one by one (``kernels.gene_tokens``); counts enter by `genes.mix`."""
+        weights = TokenWeights(
+            *genes.mix.weight.chunk(2, dim=1),
+            bias=genes.mix.bias,
+            gamma=self.block.norm_tokens.weight,
+            beta=self.block.norm_tokens.bias,
+            epsilon=self.block.norm_tokens.eps,
+            to_kv=self.block.to_kv.weight,
+        )
+        keys, values = keys_values(genes.genes(), cells, weights)
+        queries = self.block.queries(self.pseudo_inputs)
+        attended = packed_cross_attention(queries, keys, values, cells.offsets, self.block.heads)
+        return self.block.after(self.pseudo_inputs, attended)
+
     def padded(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Tokens (B, n, D) -> (B, m, D); `mask` (B, n) is True where a token counts, None where all do."""
         keys, values = (split_heads(part, self.block.heads) for part in self.block.keys_values(tokens))
@@ -199,7 +215,13 @@ class AutoEncoder(nn.Module):
         The order of the genes inside a cell does not matter (Property 3). With ``inputs="all"`` pass cells packed by
         `pack_all`, in which zero counts are tokens.
         """
-        return self._latent(self.pool(self.genes(cells.genes + 1, cells.counts), cells.offsets))[0]
+        return self._latent(self._pooled(cells))[0]
+
+    def _pooled(self, cells: PackedCells) -> Tensor:
+        """(B, m, D)"""
+        if isinstance(self.pool, Pool) and self.genes.mix is not None:
+            return self.pool.of_genes(self.genes, cells)
+        return self.pool(self.genes(cells.genes + 1, cells.counts), cells.offsets)
 
     def encode_padded(self, ids: Tensor, counts: Tensor, *, mask_padding: bool = False) -> Tensor:
         """The same from padded sets, as the authors' code runs it.
@@ -288,7 +310,7 @@ class AutoEncoder(nn.Module):
         generator
             Draws from the posterior; needed with `posterior`.
         """
-        z, spread = self._latent(self.pool(self.genes(cells.genes + 1, cells.counts), cells.offsets))
+        z, spread = self._latent(self._pooled(cells))
         kl = 0.0
         if spread is not None:
             kl = 0.5 * (z.square() + spread.exp() - spread - 1).sum((1, 2))
