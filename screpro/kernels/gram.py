@@ -97,7 +97,7 @@ def column_sums(columns: np.ndarray, values: np.ndarray, width: int) -> np.ndarr
 
 def sparse_times_dense(starts: np.ndarray, columns: np.ndarray, values: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Product (n, k) float64 of sparse rows and a table (width, k), rows in threads; as precise as the values."""
-    out = np.zeros((len(starts) - 1, table.shape[1]))
+    out = np.empty((len(starts) - 1, table.shape[1]))
     cuts = np.linspace(0, len(out), numba.get_num_threads() + 1).astype(np.int64)
     table = np.ascontiguousarray(table, values.dtype)
     in_threads(lambda t: _rows_times(starts, columns, values, table, out, cuts[t], cuts[t + 1]), len(cuts) - 1)

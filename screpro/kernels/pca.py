@@ -156,25 +156,24 @@ def _leading(upper: np.ndarray, k: int, *, mean: np.ndarray, n: int) -> tuple[np
 
 def _certified(upper: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
     """The k largest eigenvalues, rising, and vectors by Lanczos; None if they cannot be shown to be the largest."""
-    from scipy.linalg.blas import dsymv
+    from scipy.linalg.blas import dsymv, dsyrk
     from scipy.linalg.lapack import dpotrf
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
-    from threadpoolctl import threadpool_limits
 
     size = len(upper)
     # a product with one triangle reads half as much memory, which is all that it costs
     matrix = LinearOperator((size, size), matvec=lambda v: dsymv(1.0, upper.T, v, lower=1), dtype=np.float64)
     try:
-        with threadpool_limits(1, user_api="blas"):  # short products: threads would wait for each other
-            values, vectors = eigsh(matrix, k, v0=np.random.default_rng(0).normal(size=size), maxiter=20)
+        values, vectors = eigsh(matrix, k, v0=np.random.default_rng(0).normal(size=size), maxiter=20)
     except ArpackError:
         return None
-    # everything left is below `bound` if and only if this is positive definite
+    # everything left is below `bound` if and only if this is positive definite. All of it by scipy's library: numpy
+    # brings one of its own, whose threads would still spin and take the cores from the factorisation
     bound = values[0] + 1e-10 * values[-1]
-    left = (vectors * values) @ vectors.T
-    left -= upper
-    left.flat[:: size + 1] += bound
-    info = dpotrf(left.T, lower=1, clean=0, overwrite_a=1)[1]
+    weighted = vectors * np.sqrt(np.maximum(values, 0))
+    left = dsyrk(1.0, weighted, beta=-1.0, c=upper.T.copy(order="F"), lower=1, overwrite_c=1)
+    left[np.diag_indices(size)] += bound
+    info = dpotrf(left, lower=1, clean=0, overwrite_a=1)[1]
     return (values, vectors) if info == 0 else None
 
 
