@@ -213,3 +213,19 @@ def test_names_are_checked_before_anything_runs(run, cells, protocol):
         embedding_experiment.compare_embeddings(run, cells, protocol, ["scdiff"])
     with pytest.raises(ScreproError, match="by another name"):
         embedding_experiment.compare_embeddings(run, cells, protocol, [], external={"pca": np.zeros((120, 2))})
+
+
+def test_each_size_takes_the_rate_that_rebuilds_held_back_cells_best(cells, protocol, monkeypatch):
+    run = records.start("scldm/embeddings", tier="ci")
+    own = protocol._replace(dataset="rates", sizes={"small": protocol.sizes["small"]})
+    assert embedding_experiment.with_best_rates(run, cells, own, []) == own
+    chosen = embedding_experiment.with_best_rates(run, cells, own, [1e-7, 3e-2])
+    rows = run.frame()
+    tried = rows[(rows["dataset"] == "rates") & (rows["item"] == "tuning")]
+    assert list(tried["metric_variant"]) == [f'{{"learning_rate": {rate}}}' for rate in (0.001, 1e-07, 0.03)]
+    assert set(tried["split"]) == {"0 validation"} and set(tried["n_real"]) == {round(0.1 * cells.train.shape[0])}
+    best = tried.loc[tried["value"].idxmin(), "metric_variant"]
+    assert best == f'{{"learning_rate": {chosen.sizes["small"].learning_rate}}}'
+    assert chosen.sizes["small"].learning_rate != 1e-7  # which leaves the network as it was drawn
+    monkeypatch.setattr(embedding_experiment.autoencoder, "train", None)  # an interrupted run tries nothing twice
+    assert embedding_experiment.with_best_rates(run, cells, own, [1e-7, 3e-2]) == chosen
