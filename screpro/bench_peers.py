@@ -1,8 +1,9 @@
 """Peers that cannot be installed beside the others, run by a Python of their own: ``SCREPRO_PEER_PYTHON``.
 
-That environment needs ``pip install "pdex>=0.3" "pertpy>=1.0.3" "statsmodels<0.15"`` and not screpro: this file is run
-as a script and imports none of it. Called as ``python bench_peers.py JOB GIVEN.npz MADE.npz THREADS``; it writes the
-results and prints the milliseconds of every call. The job ``versions`` measures nothing: it says which peers are there.
+That environment needs ``pip install "pdex>=0.3" "pertpy>=1.0.3" "statsmodels<0.15" filelock`` and not screpro: this
+file is run as a script and imports none of it. Called as ``python bench_peers.py JOB GIVEN.npz MADE.npz THREADS``; it
+writes the results and prints the milliseconds of every call. The job ``versions`` measures nothing: it says which peers
+are there.
 """
 
 import json

@@ -301,7 +301,7 @@ def bench(
     """Time a part of the library against its peers, in one run. A file gets the machine's facts beside the rows.
 
     Peers come with the extra `bench`; one that is not installed is said to be not measured. Two need an
-    environment of their own (pip install "pdex>=0.3" "pertpy==1.0.3" "statsmodels<0.15"): name its Python in
+    environment of their own (pip install "pdex>=0.3" "pertpy==1.0.3" "statsmodels<0.15" filelock): name its Python in
     SCREPRO_PEER_PYTHON.
     """
     from screpro import bench as benchmarks

@@ -15,7 +15,7 @@ its T tokens; what is left for a token is one sweep over its 2 D numbers. 32 cel
 T = 9 300 tokens of U = 1 700 genes, and a larger batch gains more.
 
 The sweep is compiled for the CPU and float32. On a GPU, in float64 and under autocast the same formula runs as torch's
-own operations.
+own operations, over all genes of the table or over all tokens, whichever are fewer.
 """
 
 from typing import NamedTuple
@@ -74,10 +74,12 @@ def keys_values(table: Tensor, cells: PackedCells, weights: TokenWeights) -> tup
         from screpro.kernels.gene_tokens_loops import by_gene
 
         present, *places = by_gene(cells.genes.numpy(), len(table))
-        present = torch.from_numpy(present)
+        rows = F.embedding(torch.from_numpy(present), table)
+    elif len(cells.genes) < len(table):  # to look for equal genes would make a GPU wait
+        rows, of_token = F.embedding(cells.genes, table), slice(None)
     else:
-        present, of_token = cells.genes.unique(return_inverse=True)
-    genes = F.linear(F.embedding(present, table), w.of_gene, w.bias)  # a, (U, D)
+        rows, of_token = table, cells.genes
+    genes = F.linear(rows, w.of_gene, w.bias)  # a, (U, D)
     genes = genes - genes.mean(-1, keepdim=True)
     count = w.of_count.sum(1)  # u: a count repeated D times, times a matrix, is the count times the matrix' row sums
     count = count - count.mean()

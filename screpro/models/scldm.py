@@ -20,7 +20,8 @@ Where this differs from the code:
   computes theirs, for agreement with their numbers and their checkpoints.
 - their shipped configuration mixes by E_gene * log1p(count) ("log1p" here), which the LayerNorm that follows makes
   independent of the count; the default here is "projconcat".
-- the decoder's last block runs at the cost of its tokens, with the same result (``kernels.gene_decoder``).
+- the decoder's last block runs at the cost of its tokens, and the keys and values of the pooling block at the cost of
+  the genes, with the same results (``kernels.gene_decoder``, ``kernels.gene_tokens``).
 - the gene table starts from N(0, 1), as theirs; theta starts from given values (`start_dispersion`), because it moves
   only about one learning rate a step on the log scale.
 """

@@ -1,12 +1,13 @@
 """The experiment behind scLDM's ablations page: one change to the auto-encoder at a time (Table 12, Figure 4).
 
-Every network gets the same training cells, the same order of the same batches, the same epochs and the same rate. None
-is tuned: what is asked is what a change does at the default's settings. Networks whose settings are the same under two
-questions (the default is in all of them) are trained once and recorded under both.
+Every network gets the same training cells, the same order of the same batches and the same epochs. None is tuned: what
+is asked is what a change does at the default's settings. Width and depth are the exception, because at one rate for all
+the rate decides which is ahead: each of these networks takes the rate at which held-back training cells are rebuilt
+best. Networks whose settings are the same under two questions are trained once and recorded under both.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,9 +29,20 @@ from screpro.tasks.autoencoder_scores import (
     step_memory,
 )
 from screpro.tasks.flow import FlowSettings
-from screpro.tasks.tuning import progress
+from screpro.tasks.tuning import best_setting, checkpoint_file, progress
 
-__all__ = ["METHODS", "QUESTIONS", "Ablation", "Method", "Panel", "Question", "compare", "draw_panel"]
+__all__ = [
+    "METHODS",
+    "QUESTIONS",
+    "RATED",
+    "Ablation",
+    "Method",
+    "Panel",
+    "Question",
+    "best_rates",
+    "compare",
+    "draw_panel",
+]
 
 
 class Method(NamedTuple):
@@ -82,6 +94,9 @@ QUESTIONS = (
 )
 """Every question of the page that an auto-encoder answers."""
 
+RATED = ("width", "layers")
+"""Variants of the questions whose networks take a rate of their own."""
+
 GENERATED = ("scldm", "gaussian")
 """Networks whose latents also get a flow, for questions N1 and N2."""
 
@@ -101,6 +116,7 @@ class Ablation:
     sampler: str = "heun"
     steps: int = 20
     threads: int = 1
+    rates: Sequence[float] = ()  # what networks of the questions `RATED` try besides the default's rate
     variant: str = ""  # of the rows of a side question, e.g. "longer"; they belong to no item of the paper
 
 
@@ -159,7 +175,8 @@ def compare(
     if unknown := [name for name in methods if name not in METHODS]:
         raise ScreproError("An ablation has a name.", got=", ".join(unknown), fix=f"choose among {', '.join(METHODS)}")
     panels: dict[int, Panel] = {}
-    for split, seed, settings, uses in progress(_units(protocol, methods), f"ablations on {protocol.dataset}"):
+    rates = best_rates(run, counts, protocol, methods)
+    for split, seed, settings, uses in progress(_units(protocol, methods, rates), f"ablations on {protocol.dataset}"):
         unit = {"dataset": protocol.dataset, "split": str(split), "seed": seed}
         side = f", {protocol.variant}" if protocol.variant else ""
         last = uses[-1]
@@ -199,13 +216,53 @@ def compare(
                 run.add(**rows, metric=metric, value=value, direction="lower", unit=unit_name)
 
 
+def best_rates(run: Run, counts: sp.csr_matrix, protocol: Ablation, methods: Sequence[str]) -> dict[str, float]:
+    """Rate of each network of the questions `RATED` by its name; empty where `protocol.rates` are.
+
+    A tenth of the training cells of the first split is held back, the rest trains with the first seed; the rate with
+    the smallest error of the held-back cells is taken on all splits. Every tried rate leaves a row.
+    """
+    asked = [name for question in QUESTIONS if question.variant in RATED for name in question.methods]
+    if not protocol.rates:
+        return {}
+    split, seed = protocol.splits[0], protocol.seeds[0]
+    panel = draw_panel(counts, protocol, split).train
+    parts = cell_split(panel.shape[0], seed=split, test=0.1)
+    known: dict[AutoEncoderSettings, float] = {}  # the same network has several names
+
+    def error(settings: AutoEncoderSettings) -> float:
+        if settings not in known:
+            file = checkpoint_file(run, protocol.dataset, split, "rate", asdict(settings))
+            title = f"rate {settings.learning_rate:g}"
+            model = autoencoder.train(
+                panel[parts.train], settings, seed=seed, threads=protocol.threads, checkpoint=file, title=title
+            ).model
+            file.unlink(missing_ok=True)
+            known[settings] = float(autoencoder.nll(model, panel[parts.test]).mean())
+        return known[settings]
+
+    found = {}
+    for name in [name for name in asked if name in methods]:
+        own = replace(protocol.settings, **METHODS[name].changes)
+        tried = [{"learning_rate": rate} for rate in dict.fromkeys([own.learning_rate, *protocol.rates])]
+        work = {"dataset": protocol.dataset, "split": f"{split} validation", "method": name, "seed": seed}
+        best = best_setting(
+            run, tried, lambda options, own=own: error(replace(own, **options)), work=work, direction="lower",
+            metric="re_nb_nll", unit="nats per cell", n_real=len(parts.test), n_genes=panel.shape[1],
+        )  # fmt: skip
+        found[name] = best["learning_rate"]
+    return found
+
+
 def _units(
-    protocol: Ablation, methods: Sequence[str]
+    protocol: Ablation, methods: Sequence[str], rates: Mapping[str, float]
 ) -> list[tuple[int, int, AutoEncoderSettings, list[tuple[Question, str]]]]:
     """(split, seed, settings, the questions and names under which they are asked for), the default first."""
     uses: dict[AutoEncoderSettings, list[tuple[Question, str]]] = {}
     for question in QUESTIONS:
-        wanted = [name for name in question.methods if name in methods]
-        for name in wanted:
-            uses.setdefault(replace(protocol.settings, **METHODS[name].changes), []).append((question, name))
+        for name in [name for name in question.methods if name in methods]:
+            changes = dict(METHODS[name].changes)
+            if question.variant in RATED and name in rates:
+                changes["learning_rate"] = rates[name]
+            uses.setdefault(replace(protocol.settings, **changes), []).append((question, name))
     return [(split, seed, s, own) for split in protocol.splits for seed in protocol.seeds for s, own in uses.items()]

@@ -12,7 +12,7 @@ from screpro.errors import ScreproError
 from screpro.metrics.reconstruction import re_nb_nll
 from screpro.tasks import autoencoder
 from screpro.tasks.autoencoder import AutoEncoderSettings
-from screpro.tasks.autoencoder_ablations import METHODS, QUESTIONS, Ablation, compare, draw_panel
+from screpro.tasks.autoencoder_ablations import METHODS, QUESTIONS, Ablation, _units, best_rates, compare, draw_panel
 from screpro.tasks.autoencoder_prior import DISTANCES, distances, generated_cells, shuffled_genes
 from screpro.tasks.autoencoder_scores import (
     draw_gaussian,
@@ -93,6 +93,35 @@ def test_experiment(counts, tmp_path, monkeypatch):
     assert len(trained) == 7 and (rows["metric"] == "w2_exact").sum() == 6
     with pytest.raises(ScreproError, match="has a name"):
         compare(run, counts, PROTOCOL, ["scldm", "wider"])
+
+
+def test_widths_and_depths_take_their_own_rates(counts, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCREPRO_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("SCREPRO_RUN_ID", "rates")
+    run = records.start("scldm/ablations", tier="ci")
+    protocol, trained = replace(PROTOCOL, rates=[1e-7]), []
+
+    def train(*args, **kwargs):
+        trained.append(args[1])
+        return real(*args, **kwargs)
+
+    real = autoencoder.train
+    monkeypatch.setattr(autoencoder, "train", train)
+    assert best_rates(run, counts, PROTOCOL, list(METHODS)) == {}
+    rates = best_rates(run, counts, protocol, ["width_32", "layers_1", "layers_2", "tokens_4", "scldm"])
+    assert set(rates) == {"width_32", "layers_1", "layers_2"} and set(rates.values()) <= {3e-3, 1e-7}
+    assert len(trained) == 6  # three networks at two rates each
+    rows = run.frame()
+    tried = rows[rows["item"] == "tuning"]
+    assert set(tried["split"]) == {"0 validation"} and len(tried) == 6
+    for name, own in tried.groupby("method"):
+        assert own.loc[own["value"].idxmin(), "metric_variant"] == f'{{"learning_rate": {rates[name]}}}'
+    uses = _units(protocol, ["scldm", "width_32", "tokens_4"], {"width_32": 1e-7})
+    chosen = {(question.variant, name): settings.learning_rate for *_, settings, own in uses for question, name in own}
+    assert chosen["width", "width_32"] == 1e-7
+    assert {rate for (variant, _), rate in chosen.items() if variant != "width"} == {3e-3}
+    assert best_rates(run, counts, protocol, ["width_32"]) == {"width_32": rates["width_32"]}
+    assert len(trained) == 6  # what was tried is not tried again
 
 
 def test_every_question_has_its_networks_and_its_claims():
