@@ -626,10 +626,10 @@ records.verdicts("scldm", ["L13", "L14", "L15"], rows)
 # Three things limit what a verdict on L13 here means for the paper's. The networks see thousands of cells, not
 # millions, and are stopped after equally many passes: a larger one may gain simply because it learns faster, or lose
 # because it overfits. The paper's Table 11 has one learning rate for all sizes; here each size takes the rate that suits
-# it on validation cells. A first recording at one rate (0.002) had shown why: the medium network was ahead of the small
-# one by 7 nats, the large one 35 nats behind it and hardly better than one profile for all cells. That was the rate,
-# not the size, and the first thing to suspect. And every size has the same number of latents, so the score rewards what
-# the decoder makes of them, not a wider bottleneck.
+# it on validation cells, because a first recording at one rate (0.002) had the large network far behind the medium one
+# and hardly better than one profile for all cells. Part of that was the rate, as the [table of rates](#reconstruction-by-size-table-16)
+# shows; where a size is best at the largest rate of that table, it might gain from more. And every size has the same
+# number of latents, so the score rewards what the decoder makes of them, not a wider bottleneck.
 
 # %% [markdown]
 # ## Where we differ
