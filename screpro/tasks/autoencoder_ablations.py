@@ -7,7 +7,7 @@ best. Networks whose settings are the same under two questions are trained once 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from screpro.records import Run
 from screpro.tasks import autoencoder
 from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.autoencoder_prior import add_generation
+from screpro.tasks.autoencoder_rates import best_rate
 from screpro.tasks.autoencoder_scores import (
     epoch_seconds,
     latent_spread,
@@ -29,7 +30,7 @@ from screpro.tasks.autoencoder_scores import (
     step_memory,
 )
 from screpro.tasks.flow import FlowSettings
-from screpro.tasks.tuning import best_setting, checkpoint_file, progress
+from screpro.tasks.tuning import progress
 
 __all__ = [
     "METHODS",
@@ -219,39 +220,21 @@ def compare(
 def best_rates(run: Run, counts: sp.csr_matrix, protocol: Ablation, methods: Sequence[str]) -> dict[str, float]:
     """Rate of each network of the questions `RATED` by its name; empty where `protocol.rates` are.
 
-    A tenth of the training cells of the first split is held back, the rest trains with the first seed; the rate with
-    the smallest error of the held-back cells is taken on all splits. Every tried rate leaves a row.
+    `best_rate` finds it on the training cells of the first split, with the first seed; it is taken on all of them.
     """
-    asked = [name for question in QUESTIONS if question.variant in RATED for name in question.methods]
     if not protocol.rates:
         return {}
-    split, seed = protocol.splits[0], protocol.seeds[0]
-    panel = draw_panel(counts, protocol, split).train
-    parts = cell_split(panel.shape[0], seed=split, test=0.1)
-    known: dict[AutoEncoderSettings, float] = {}  # the same network has several names
-
-    def error(settings: AutoEncoderSettings) -> float:
-        if settings not in known:
-            file = checkpoint_file(run, protocol.dataset, split, "rate", asdict(settings))
-            title = f"rate {settings.learning_rate:g}"
-            model = autoencoder.train(
-                panel[parts.train], settings, seed=seed, threads=protocol.threads, checkpoint=file, title=title
-            ).model
-            file.unlink(missing_ok=True)
-            known[settings] = float(autoencoder.nll(model, panel[parts.test]).mean())
-        return known[settings]
-
-    found = {}
-    for name in [name for name in asked if name in methods]:
-        own = replace(protocol.settings, **METHODS[name].changes)
-        tried = [{"learning_rate": rate} for rate in dict.fromkeys([own.learning_rate, *protocol.rates])]
-        work = {"dataset": protocol.dataset, "split": f"{split} validation", "method": name, "seed": seed}
-        best = best_setting(
-            run, tried, lambda options, own=own: error(replace(own, **options)), work=work, direction="lower",
-            metric="re_nb_nll", unit="nats per cell", n_real=len(parts.test), n_genes=panel.shape[1],
-        )  # fmt: skip
-        found[name] = best["learning_rate"]
-    return found
+    asked = [name for question in QUESTIONS if question.variant in RATED for name in question.methods]
+    work = {"dataset": protocol.dataset, "split": protocol.splits[0], "seed": protocol.seeds[0]}
+    train, known = draw_panel(counts, protocol, protocol.splits[0]).train, {}
+    return {
+        name: best_rate(
+            run, train, replace(protocol.settings, **METHODS[name].changes), protocol.rates,
+            work=work | {"method": name}, threads=protocol.threads, known=known,
+        )
+        for name in asked
+        if name in methods
+    }  # fmt: skip
 
 
 def _units(

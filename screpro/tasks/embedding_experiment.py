@@ -17,12 +17,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from screpro.baselines import embedding as baselines
-from screpro.data.splits import cell_split
 from screpro.errors import ScreproError
 from screpro.metrics.reconstruction import mse_nb_draw, pcc_nb_draw, re_nb_nll
 from screpro.records import Run
 from screpro.tasks import autoencoder
 from screpro.tasks.autoencoder import AutoEncoderSettings, Trained
+from screpro.tasks.autoencoder_rates import best_rate
 from screpro.tasks.embedding import (
     METRICS,
     POSITIVE,
@@ -34,7 +34,7 @@ from screpro.tasks.embedding import (
     score_groups,
 )
 from screpro.tasks.reconstruction import DIRECTIONS, global_law, scores
-from screpro.tasks.tuning import best_setting, checkpoint_file, progress
+from screpro.tasks.tuning import checkpoint_file, progress
 
 __all__ = [
     "GRID",
@@ -85,42 +85,22 @@ class Protocol(NamedTuple):
 def with_best_rates(
     run: Run, cells: EmbeddingCells, protocol: Protocol, rates: Sequence[float], methods: Sequence[str] = METHODS
 ) -> Protocol:
-    """The protocol with the rate for each size at which held-back training cells have the smallest error.
+    """The protocol with the rate for each size that `best_rate` finds on its training cells, with the first seed.
 
-    A tenth of the training cells is held back, the rest trains with the first seed; every tried rate leaves a row. Each
-    size tries its own rate first, and keeps it where `rates` are empty. Sizes that are not among `methods` are left.
+    Sizes that are not among `methods` keep theirs, and all do where `rates` are empty.
     """
-    parts = cell_split(cells.train.shape[0], seed=protocol.split, test=0.1)
-    counts, held_back = cells.train[parts.train], cells.train[parts.test]
-    found = dict(protocol.sizes)
-    for size in [name for name in protocol.sizes if name in methods and rates]:
-        own = protocol.sizes[size]
-
-        def error(options: dict[str, Any], own: AutoEncoderSettings = own, size: str = size) -> float:
-            settings = replace(own, **options)
-            file = checkpoint_file(run, protocol.dataset, protocol.split, "rate", asdict(settings))
-            seed = protocol.seeds[0]
-            title = f"{size} auto-encoder, rate {settings.learning_rate:g}"
-            trained = autoencoder.train(
-                counts, settings, seed=seed, threads=protocol.threads, checkpoint=file, title=title
-            )
-            file.unlink(missing_ok=True)
-            return float(autoencoder.nll(trained.model, held_back).mean())
-
-        tried = dict.fromkeys([own.learning_rate, *rates])
-        best = best_setting(
-            run,
-            [{"learning_rate": rate} for rate in tried],
-            error,
-            work={
-                "dataset": protocol.dataset, "split": f"{protocol.split} validation", "method": size,
-                "seed": protocol.seeds[0],
-            },
-            direction="lower", metric="re_nb_nll", unit="nats per cell", n_real=held_back.shape[0],
-            n_genes=len(cells.genes),
-        )  # fmt: skip
-        found[size] = replace(own, **best)
-    return protocol._replace(sizes=found)
+    work = {"dataset": protocol.dataset, "split": protocol.split, "seed": protocol.seeds[0]}
+    found = {
+        size: replace(
+            own,
+            learning_rate=best_rate(
+                run, cells.train, own, rates, work=work | {"method": size}, threads=protocol.threads
+            ),
+        )
+        for size, own in protocol.sizes.items()
+        if size in methods and rates
+    }
+    return protocol._replace(sizes={**protocol.sizes, **found})
 
 
 def compare_embeddings(
