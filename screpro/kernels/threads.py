@@ -11,6 +11,7 @@ Where torch brings another library (macOS, Windows), and in a forked process, wh
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -22,6 +23,7 @@ __all__ = ["each", "in_parts"]
 
 _PROCESS = os.getpid()
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_HERE = threading.local()
 
 
 def each(worker: Callable[[], Callable[[int], None]], count: int) -> None:
@@ -29,11 +31,16 @@ def each(worker: Callable[[], Callable[[int], None]], count: int) -> None:
 
     Every thread makes its own task by ``worker()``, with its own buffers, takes the next index until none is left,
     and uses one core: no barrier after every operation, and a slow core does fewer tasks instead of holding up all.
-    The first error of a task is raised when all threads have stopped.
+    The first error of a task is raised when all threads have stopped. A loop inside a loop has the thread it is on, no
+    other: in a pool it would wait for threads that wait for it.
     """
     indices, errors = iter(range(count)), []
 
+    def inside() -> bool:
+        return getattr(_HERE, "inside", False)
+
     def run(_=None) -> None:
+        outer, _HERE.inside = inside(), True
         try:
             with torch.no_grad():
                 task = worker()
@@ -43,8 +50,10 @@ def each(worker: Callable[[], Callable[[int], None]], count: int) -> None:
                     task(index)
         except BaseException as error:  # must not pass through the C library, nor get lost in it
             errors.append(error)
+        finally:
+            _HERE.inside = outer
 
-    threads = min(torch.get_num_threads(), count)
+    threads = 1 if inside() else min(torch.get_num_threads(), count)
     if threads <= 1:
         run()
     elif team := _team(os.getpid()):

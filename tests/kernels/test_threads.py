@@ -65,10 +65,17 @@ def test_an_error_is_raised_and_the_threads_serve_again(two_threads):
     assert sorted(done) == [0, 1, 2, 3]
 
 
-def test_loops_inside_loops_end(two_threads):
+def test_loops_inside_loops_stay_on_their_thread(two_threads):
     done = []
-    each(lambda: lambda i: each(lambda: lambda j: done.append((i, j)), 3), 2)
-    assert sorted(done) == [(i, j) for i in range(2) for j in range(3)]
+
+    def outer(i: int) -> None:
+        own = threading.get_ident()
+        each(lambda: lambda j: done.append((i, j, threading.get_ident() == own)), 3)
+
+    for _ in range(20):  # a pool's threads differ in what torch tells them, depending on who set it last
+        done.clear()
+        each(lambda: outer, 4)
+        assert sorted(done) == [(i, j, True) for i in range(4) for j in range(3)]
 
 
 def _in_child(answers) -> None:
