@@ -86,7 +86,7 @@ def _memory(n: int, sizes: dict) -> dict:
         "scLDM encoder, memory kept for backward",
         f"{n} cells x {GENES} genes, width {sizes['width']}, {sizes['tokens']} tokens",
         peer="padded to the panel",
-        target="in proportion to expressed genes",
+        target="at most in proportion to expressed genes",
         agreement=f"{few}, {many}: {kept[1] / kept[0]:.2f} times for {tokens[1] / tokens[0]:.2f} times the tokens, "
         f"{(kept[1] - fixed) / (kept[0] - fixed):.2f} times without the {fixed / 2**20:.1f} MiB of the latent tokens; "
         f"padded {padded / 2**20:.1f} MiB",

@@ -338,6 +338,16 @@ agree(
     lambda: set_attention.reference(query.double(), key.double(), value.double(), packed.offsets, heads),
 )
 
+# %% tags=["hide-input"]
+n, genes, d, m, share = 8, 2000, 256, 64, 0.15
+display(counted(**{
+    f"keys, values and attention, {n} x {genes} genes, {m} latents of width {d}, {of}": {
+        "operations": 4 * rows * d**2 + 4 * rows * m * d, "bytes": 2 * 3 * 4 * rows * d,
+    }
+    for of, rows in (("all genes", n * genes), (f"the {share:.0%} expressed", share * n * genes))
+}))
+measured("encoder block")
+
 # %% [markdown]
 # What is packed can be shared as well. The token of gene $g$ with count $c$ is a row of a table plus the count along one
 # direction, $x = a_g + \log(1 + c)\,u$ (scLDM, equation 6). It passes a LayerNorm and the map $W$ to keys and values.
@@ -366,20 +376,13 @@ agree(
 )
 
 # %% tags=["hide-input"]
-n, genes, d, m, share = 8, 2000, 256, 64, 0.15
-different = 1200  # genes that at least one of the cells of the measurement expresses
-tokens = share * n * genes
+tokens, different = share * n * genes, 1200  # of them at least one of the measured cells expresses about 1 200 genes
 display(counted(**{
-    f"tokens, keys, values and attention, {n} x {genes} genes, {m} latents of width {d}, {of}": {
-        "operations": 6 * products * d**2 + 4 * rows * m * d, "bytes": 2 * 4 * 4 * rows * d,
+    f"tokens, keys and values of the {share:.0%} expressed, products per {what}": {
+        "operations": 6 * products * d**2 + 8 * tokens * d, "bytes": 4 * d * (2 * 2 * tokens + 4 * products),
     }
-    for of, rows, products in (
-        ("all genes", n * genes, n * genes),
-        (f"the {share:.0%} expressed", tokens, tokens),
-        ("the same, products per gene", tokens, different),
-    )
+    for what, products in (("token", tokens), ("gene", different))
 }))
-measured("encoder block")
 
 # %% [markdown]
 # In the other direction every gene $g$ of the panel asks the $m$ latent tokens of a cell, and a gated MLP of width $F$
