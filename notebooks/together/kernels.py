@@ -613,8 +613,8 @@ measured("Fréchet distance")
 #
 # On a processor loops share the machine with torch. Its threads do not sleep between two operations, they spin for some
 # milliseconds and wait for the next one; a kernel with threads of its own, called in a training step, finds every core
-# taken. Ours run on torch's threads (`screpro.kernels.threads`), which made the energy loss and the negative-binomial
-# loss about 1.6 times as fast on two cores.
+# taken. Ours run on torch's threads (`screpro.kernels.threads`). The price is paid where more processes than cores are
+# busy: threads that wait for each other then wait for the scheduler, and each process is better off with one thread.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "How many times faster each kernel is than each public implementation, on a logarithmic axis: one dot per comparison, a tick where the aim lies, a line at 1. The same numbers stand in the tables above."}}
 import re
