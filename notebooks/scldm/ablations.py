@@ -365,10 +365,8 @@ pd.DataFrame(lines, columns=["series", "dataset", "tier", "setting", "difference
 # affords it, the two ends of the depth series are trained three times as long (**X-longer**).
 #
 # **Widths and depths have rates of their own**, at tier `laptop` those with which a tenth of the training cells, held back,
-# is rebuilt best. Recorded runs that are not in the table below had one rate for all, set for the narrow default, and
-# width 128 fell far behind 32 in them: a single training at a third of that rate, on the cells of `pbmc68k_reduced` and
-# not recorded, took nearly all of the difference away. Such a series is one of rates, and the rule of L12 leaves
-# widths out until it is recorded with a rate for each. The error of the held-back cells in nats, and in bold what was
+# is rebuilt best. A first recording had one rate for all, set for the narrow default, and width 128 fell far behind 32 in
+# it: a series of rates, not of widths. The error of the held-back cells in nats, and in bold what was
 # taken:
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
