@@ -42,7 +42,8 @@ def csr_parts(a: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def is_sparse_enough(starts: np.ndarray, width: int) -> bool:
     """Whether the rows are so empty that `sparse_gram` beats the dense product: up to about 10 % non-zeros."""
     per_row = np.diff(starts).astype(np.float64)  # q
-    return bool((per_row @ per_row) <= SPARSE_SHARE * len(per_row) * width**2)
+    # not a dot product: BLAS would start its threads, which spin beside ours for a while after it
+    return bool(np.square(per_row).sum() <= SPARSE_SHARE * len(per_row) * width**2)
 
 
 def sparse_gram(starts: np.ndarray, columns: np.ndarray, values: np.ndarray, width: int) -> np.ndarray:
