@@ -102,6 +102,7 @@ def generate(
     batch: np.ndarray | None = None,
     sampler: str = "ddim",
     steps: int = 50,
+    end: int = 0,
     nonnegative: bool = False,
     seed: int,
     chunk: int = 2048,
@@ -119,6 +120,8 @@ def generate(
         Labels (n,) of each conditioner by name, and rows of the batch table.
     sampler
         One of `SAMPLERS`; `steps` belongs to ``"ddim"``.
+    end
+        Time step at which the chain stops: the cell is the network's answer there. 0 for all of the chain.
     nonnegative
         Clamp the predicted cell at zero in every step (the authors' choice for perturbations).
     seed
@@ -148,6 +151,7 @@ def generate(
         "ddim": ddim_steps(schedule, steps),
         "ancestral": ancestral_steps(schedule),
     }[sampler]
+    path = [step for step in path if step.t >= end]
     out = np.empty((n, n_genes), dtype=np.float32)
     for first in range(0, n, chunk):
         rows = slice(first, min(first + chunk, n))

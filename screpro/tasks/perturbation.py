@@ -272,8 +272,13 @@ class Predictor:
     seconds: float
     losses: list[float]
 
-    def predict(self, *, sampler: str = "ancestral", seed: int, rows: np.ndarray | None = None) -> np.ndarray:
-        """A stimulated cell for each control cell, or for those at `rows`, (c, G): the cell itself is the context."""
+    def predict(
+        self, *, sampler: str = "ancestral", seed: int, rows: np.ndarray | None = None, end: int = 0
+    ) -> np.ndarray:
+        """A stimulated cell for each control cell, or for those at `rows`, (c, G): the cell itself is the context.
+
+        With `end` it is the network's answer at that time step, the rest of the chain left out.
+        """
         rows = np.arange(self.control.shape[0]) if rows is None else rows
         return generate(
             self.model,
@@ -284,6 +289,7 @@ class Predictor:
             },
             batch=None if self.batch is None else self.batch[rows],
             sampler=sampler,
+            end=end,
             nonnegative=True,
             seed=seed,
         )

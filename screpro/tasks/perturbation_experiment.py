@@ -56,6 +56,7 @@ class Protocol(NamedTuple):
     threads: int = 1
     grids: Mapping[str, list[dict[str, Any]]] = MappingProxyType({})  # settings to try instead of a baseline's grid
     halves: int = 10  # random halvings of the real cells behind the ceiling
+    ends: Sequence[int] = ()  # time steps at which a chain of the first held-out type is answered early
 
 
 def compare_methods(
@@ -99,6 +100,8 @@ def compare_methods(
         if group is ways:
             predictor = None if protocol.tune else trained.get((name, seed))
             predictor = predictor or _train_scdiff(run, perturbed, protocol, options, seed, held)
+            if name == protocol.held_out[0]:
+                _study_ends(run, predictor, held, protocol, seed)
         for method in left:
             started = time.monotonic()
             if method == "oracle":
@@ -133,6 +136,17 @@ def compare_methods(
             )
         if group is ways:
             _checkpoint(run, protocol, options, seed, held).unlink(missing_ok=True)
+
+
+def _study_ends(run: Run, predictor: Predictor, held: HeldOut, protocol: Protocol, seed: int) -> None:
+    """Scores of the network's answer on the way down the full chain (item X-21): what its last steps do."""
+    unit = {"dataset": protocol.dataset, "split": held.name, "seed": seed, "method": "scdiff"}
+    sizes = {"n_real": held.stimulated.shape[0], "n_generated": held.control.shape[0]}
+    for end in protocol.ends:
+        variant = f"answer at t = {end}"
+        if not run.done(**unit, metric_variant=variant):
+            scores = score_cells(predictor.predict(seed=seed, end=end), held.stimulated, held.control)
+            add_scores(run, scores, item="X-21", variant=variant, n_genes=len(held.train.genes), **unit, **sizes)
 
 
 def add_scores(run: Run, scores: Mapping[str, float], *, item: str | None = None, variant: str = "", **unit) -> None:

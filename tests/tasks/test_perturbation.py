@@ -206,6 +206,7 @@ def test_experiment(perturbed, monkeypatch, tmp_path):
     short = replace(SMALL, epochs=4)
     monkeypatch.setattr(experiment, "scdiff_grid", lambda base: [base, replace(base, epochs=1)])
     protocol = experiment.Protocol("simulated", ["type 1", "type 2"], [0, 1], short, tune=True, n_genes=40, halves=2)
+    protocol = protocol._replace(ends=[999, 990])
     methods = ["scdiff_ddim50", "scdiff_one_call", "no_change", "vec_pooled", "pca_vec_pooled", "oracle"]
     run = records.start("scdiff/perturbation", tier="ci")
     experiment.compare_methods(run, perturbed, protocol, methods)
@@ -221,6 +222,11 @@ def test_experiment(perturbed, monkeypatch, tmp_path):
     }
     assert set(main["split"]) == {"type 1", "type 2"} and set(main["n_genes"]) == {40}
     assert set(rows["metric"]) == {*METRICS, "fit_predict", "cells_per_second"}
+    early = rows[rows["item"] == "X-21"].set_index(["metric_variant", "metric", "seed"])["value"]
+    one_call = rows[(rows["method"] == "scdiff_one_call") & (rows["split"] == "type 1") & rows["metric"].isin(METRICS)]
+    assert len(early) == 2 * 2 * len(METRICS)  # two ends, two seeds, the first type alone
+    for row in one_call.itertuples():  # the first answer of the chain is the only one of one call
+        assert early["answer at t = 999", row.metric, row.seed] == row.value
     tried = rows[rows["item"] == "tuning"]
     assert set(tried["split"]) == {f"{validation_type(perturbed, ['type 1', 'type 2'])}, validation"}
     assert tried.groupby("method").size().to_dict() == {"scdiff": 2, "pca_vec_pooled": 3}
