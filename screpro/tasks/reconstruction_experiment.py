@@ -246,10 +246,11 @@ class _Work:
         found = self.fitted(method, options, seed)
         laws = {"": found.law(self.parts.test), HALVES: found.law(self.encoded)}
         longer = self.protocol.longer
-        if longer and method != "scldm" and seed == self.protocol.seeds[0]:
+        if longer and seed == self.protocol.seeds[0]:
             laws[LONGER] = self._train(method, options, seed, longer).law(self.parts.test)
         self.score(method, seed, laws, found.seconds)
-        self._file(method, options, seed).unlink(missing_ok=True)
+        for epochs in (None, longer):
+            self._file(method, options, seed, epochs).unlink(missing_ok=True)
 
     def fitted(self, method: str, options: dict[str, Any], seed: int) -> Trained:
         """A network trained before, or now."""
@@ -260,15 +261,15 @@ class _Work:
         return self._train(method, options, seed, self.protocol.base.epochs)
 
     def _train(self, method: str, options: dict[str, Any], seed: int, epochs: int) -> Trained:
-        own = epochs == self.protocol.base.epochs
         return train(
             method, self.parts.train, options, base=self.protocol.base, epochs=epochs, seed=seed,
-            threads=self.protocol.threads, checkpoint=self._file(method, options, seed) if own else None,
+            threads=self.protocol.threads, checkpoint=self._file(method, options, seed, epochs),
         )  # fmt: skip
 
-    def _file(self, method: str, options: dict[str, Any], seed: int):
+    def _file(self, method: str, options: dict[str, Any], seed: int, epochs: int | None = None):
         p = self.protocol
-        return checkpoint_file(self.run, p.dataset, p.split, method, seed, asdict(p.base), options)
+        base = asdict(p.base) | {"epochs": epochs or p.base.epochs}
+        return checkpoint_file(self.run, p.dataset, p.split, method, seed, base, options)
 
     # --- tuning -------------------------------------------------------------------------------------------
 
