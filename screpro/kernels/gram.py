@@ -26,6 +26,9 @@ __all__ = ["column_sums", "csr_parts", "dense_gram", "is_sparse_enough", "sparse
 ENTRIES_PER_CHUNK = 400_000
 """Non-zeros of a chunk of rows in `sparse_gram`, 8 bytes each: more leave the caches, fewer fetch lines too often."""
 
+FETCH = 24
+"""Multiply-adds that take as long as going to a row, measured: without them the threads with short tails finish last."""
+
 SPARSE_SHARE = 0.011
 """Largest mean of ``q^2 / g^2`` at which `sparse_gram` is the faster one: a scattered multiply-add takes 1.7 ns on one
 core, one in a matrix product 0.02 ns."""
@@ -54,7 +57,7 @@ def sparse_gram(starts: np.ndarray, columns: np.ndarray, values: np.ndarray, wid
     rows = max(1, ENTRIES_PER_CHUNK * (len(starts) - 1) // len(values))
     n_threads = numba.get_num_threads()
     # lines are dealt out in ranges of equal work: the first ones have the longest tails
-    work = _tails(starts, columns, width).cumsum()
+    work = _work(starts, columns, width).cumsum()
     cuts = np.r_[0, np.searchsorted(work, work[-1] * np.arange(1, n_threads) / n_threads), width]
     in_threads(lambda t: _lines(starts, columns, values, out, cuts[t], cuts[t + 1], rows), n_threads)
     return out
@@ -122,12 +125,12 @@ def _add_up(columns, values, out):
 
 
 @njit(cache=True, nogil=True)
-def _tails(starts, columns, width):
-    """Multiply-adds of every line of the upper triangle, from some ten thousand rows: it is for sharing them out."""
+def _work(starts, columns, width):
+    """Work of every line of the upper triangle in multiply-adds, from some ten thousand rows: for sharing them out."""
     out = np.zeros(width)
     for r in range(uint64(0), uint64(len(starts) - 1), uint64(max(1, len(starts) // 10_000))):
         for p in range(starts[r], starts[r + uint64(1)]):
-            out[columns[p]] += starts[r + uint64(1)] - p
+            out[columns[p]] += FETCH + (starts[r + uint64(1)] - p)
     return out
 
 
