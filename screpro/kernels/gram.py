@@ -27,7 +27,7 @@ ENTRIES_PER_CHUNK = 400_000
 """Non-zeros of a chunk of rows in `sparse_gram`, 8 bytes each: more leave the caches, fewer fetch lines too often."""
 
 FETCH = 24
-"""Multiply-adds that take as long as going to a row, measured: without them the threads with short tails finish last."""
+"""Multiply-adds that take as long as going to a row, measured: without them threads with short tails finish last."""
 
 SPARSE_SHARE = 0.011
 """Largest mean of ``q^2 / g^2`` at which `sparse_gram` is the faster one: a scattered multiply-add takes 1.7 ns on one
