@@ -14,12 +14,13 @@ by ``syrk``, which does half the work of a general product; sums over chunks are
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
 import scipy.sparse as sp
 from numba import njit, uint64
+
+from screpro.kernels.groups import in_threads
 
 __all__ = ["column_sums", "csr_parts", "dense_gram", "is_sparse_enough", "sparse_gram", "sparse_times_dense"]
 
@@ -59,7 +60,7 @@ def sparse_gram(starts: np.ndarray, columns: np.ndarray, values: np.ndarray, wid
     # lines are dealt out in ranges of equal work: the first ones have the longest tails
     work = _work(starts, columns, width).cumsum()
     cuts = np.r_[0, np.searchsorted(work, work[-1] * np.arange(1, n_threads) / n_threads), width]
-    in_threads(lambda t: _lines(starts, columns, values, out, cuts[t], cuts[t + 1], rows), n_threads)
+    in_threads(lambda t: _lines(starts, columns, values, out, cuts[t], cuts[t + 1], rows), range(n_threads))
     return out
 
 
@@ -104,17 +105,8 @@ def sparse_times_dense(starts: np.ndarray, columns: np.ndarray, values: np.ndarr
     out = np.empty((len(starts) - 1, table.shape[1]))
     cuts = np.linspace(0, len(out), numba.get_num_threads() + 1).astype(np.int64)
     table = np.ascontiguousarray(table, values.dtype)
-    in_threads(lambda t: _rows_times(starts, columns, values, table, out, cuts[t], cuts[t + 1]), len(cuts) - 1)
+    in_threads(lambda t: _rows_times(starts, columns, values, table, out, cuts[t], cuts[t + 1]), range(len(cuts) - 1))
     return out
-
-
-def in_threads(function: Callable[[int], None], tasks: int) -> None:
-    """Call a function that gives the interpreter lock back for every number below `tasks`, side by side."""
-    if tasks == 1:
-        function(0)
-        return
-    with ThreadPoolExecutor(tasks) as pool:
-        list(pool.map(function, range(tasks)))
 
 
 @njit(cache=True, nogil=True)

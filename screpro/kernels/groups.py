@@ -1,6 +1,6 @@
 """What the tests of every gene on groups of cells share: checked group codes, plain float values, threads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -61,7 +61,7 @@ def threads(tasks: int) -> int:
     return max(1, min(numba.get_num_threads(), tasks))
 
 
-def in_threads(function: Callable, tasks: list) -> list:
+def in_threads(function: Callable, tasks: Sequence) -> list:
     """Results of `function` for all tasks; the functions here give the interpreter lock back while they work."""
     if threads(len(tasks)) == 1:
         return [function(task) for task in tasks]
