@@ -5,7 +5,7 @@ Sparse rows. A row with q non-zeros touches q (q + 1) / 2 entries of the upper t
 sums lie: scattered over the whole g x g matrix every one of them misses the cache. `sparse_gram` therefore takes one
 line of the result at a time. For gene i it walks through the cells that express i and adds ``a_ri a_rj`` for the genes
 ``j >= i`` of each into a line of 8 g bytes, which stays in the first-level cache; the cells come in chunks that stay in
-the outer levels, sorted by gene once (a counting sort). Products and sums are float64.
+the second, sorted by gene once (a counting sort). Products and sums are float64.
 
 Every line is summed by one thread in one order: the result does not depend on the number of threads.
 
@@ -24,11 +24,15 @@ from screpro.kernels.groups import in_threads
 
 __all__ = ["column_sums", "csr_parts", "dense_gram", "is_sparse_enough", "sparse_gram", "sparse_times_dense"]
 
-ENTRIES_PER_CHUNK = 400_000
-"""Non-zeros of a chunk of rows in `sparse_gram`, 8 bytes each: more leave the caches, fewer fetch lines too often."""
+ENTRIES_PER_CHUNK = 80_000
+"""Non-zeros of a chunk of rows in `sparse_gram`, 8 bytes each: more leave the second-level cache, fewer fetch lines too
+often."""
+
+RANGES = 3
+"""Ranges of lines per thread: one that is done early takes another, and fewer lines stay closer between two chunks."""
 
 FETCH = 24
-"""Multiply-adds that take as long as going to a row, measured: without them threads with short tails finish last."""
+"""Multiply-adds that take as long as going to a row, measured: without them ranges of short tails take longest."""
 
 SPARSE_SHARE = 0.011
 """Largest mean of ``q^2 / g^2`` at which `sparse_gram` is the faster one: a scattered multiply-add takes 1.7 ns on one
@@ -56,11 +60,11 @@ def sparse_gram(starts: np.ndarray, columns: np.ndarray, values: np.ndarray, wid
     if len(values) == 0:
         return out
     rows = max(1, ENTRIES_PER_CHUNK * (len(starts) - 1) // len(values))
-    n_threads = numba.get_num_threads()
-    # lines are dealt out in ranges of equal work: the first ones have the longest tails
+    ranges = RANGES * numba.get_num_threads()
+    # ranges of equal work: the first lines have the longest tails
     work = _work(starts, columns, width).cumsum()
-    cuts = np.r_[0, np.searchsorted(work, work[-1] * np.arange(1, n_threads) / n_threads), width]
-    in_threads(lambda t: _lines(starts, columns, values, out, cuts[t], cuts[t + 1], rows), range(n_threads))
+    cuts = np.r_[0, np.searchsorted(work, work[-1] * np.arange(1, ranges) / ranges), width]
+    in_threads(lambda t: _lines(starts, columns, values, out, cuts[t], cuts[t + 1], rows), range(ranges))
     return out
 
 
