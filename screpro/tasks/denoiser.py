@@ -132,7 +132,7 @@ def generate(
     Raises
     ------
     ScreproError
-        Unknown sampler, or labels of another length than `context`.
+        Unknown sampler, no time step at `end` or above, or labels of another length than `context`.
     """
     if sampler not in SAMPLERS:
         raise ScreproError("A sampler has a name.", got=repr(sampler), fix=f"choose one of {', '.join(SAMPLERS)}")
@@ -151,7 +151,10 @@ def generate(
         "ddim": ddim_steps(schedule, steps),
         "ancestral": ancestral_steps(schedule),
     }[sampler]
-    path = [step for step in path if step.t >= end]
+    if not (path := [step for step in path if step.t >= end]):
+        raise ScreproError(
+            "A chain ends at one of its time steps.", got=f"end {end} of {schedule.steps} steps", fix="lower `end`"
+        )
     out = np.empty((n, n_genes), dtype=np.float32)
     for first in range(0, n, chunk):
         rows = slice(first, min(first + chunk, n))

@@ -255,7 +255,7 @@ def _chosen(run: Run, perturbed: Perturbed, protocol: Protocol, method: str) -> 
 
     def score(options: dict[str, Any]) -> float:
         if method == "scdiff":
-            # few steps: they score as all of them do, and settings are only compared with each other
+            # few steps: settings are only compared with each other
             predictor = _train_scdiff(run, perturbed, protocol, options, seed, held)
             cells = predictor.predict(sampler="ddim", seed=seed)
             _checkpoint(run, protocol, options, seed, held).unlink(missing_ok=True)

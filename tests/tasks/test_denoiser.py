@@ -76,5 +76,7 @@ def test_wrong_requests_are_refused(model, given):
     context, labels, batch = given
     with pytest.raises(ScreproError, match="sampler"):
         generate(model, context, conditions=labels, batch=batch, sampler="euler", seed=0)
+    with pytest.raises(ScreproError, match="ends at one of its time steps"):
+        generate(model, context, conditions=labels, batch=batch, sampler="ddim", end=1000, seed=0)
     with pytest.raises(ScreproError, match="one label per row"):
         generate(model, context, conditions=labels, batch=batch[:3], seed=0)
