@@ -427,8 +427,9 @@ if {"scdiff", "scdiff_ddim50", "scdiff_one_call"} <= set(pivot):
     gaps = pivot[["scdiff_ddim50", "scdiff_one_call"]].sub(pivot["scdiff"], axis=0).dropna()
     steps = gaps.groupby(["dataset", "tier"], sort=False).agg(lambda v: spread(v.mean(), v.std()))
     largest = gaps["scdiff_ddim50"].groupby(["dataset", "tier"], sort=False).agg(lambda v: v.abs().mean())
-    steps["50 steps, mean absolute difference"] = largest.map(lambda v: f"{v:.3f}, within .01: {'yes' if v <= 0.01 else 'no'}")
-    display(steps.rename(columns={"scdiff_ddim50": "50 steps - all", "scdiff_one_call": "one call - all"}))
+    steps["mean size of 50 steps - all"] = largest.map(lambda v: f"{v:.3f}, within .01: {'yes' if v <= 0.01 else 'no'}")
+    steps = steps.rename(columns={"scdiff_ddim50": "50 steps - all", "scdiff_one_call": "one call - all"})
+    display(steps.set_axis([f"{data_set}, {at}" for data_set, at in steps.index]).rename_axis(columns=None))
     for key in largest.index[largest > 0.01]:
         own = gaps["scdiff_ddim50"].loc[key].abs()
         without = own.drop(own.idxmax())
@@ -453,16 +454,18 @@ if len(early):
     ]
     keys = ["dataset", "tier", "split", "seed"]
     way = pd.concat([way, *whole]).merge(way[keys].drop_duplicates(), on=keys)
-    way = way.pivot_table(index=keys, columns="t", values="value", sort=False).sort_index(axis=1, ascending=False)
-    named = {999: "one call (t = 999)", 0: "t = 0: all steps", -1: "50 steps (DDIM)"}
-    display(way.rename(columns=lambda t: named.get(t, f"t = {t}")).round(3).rename_axis(columns=None))
+    way = way.pivot_table(index="t", columns=keys, values="value").sort_index(ascending=False)
+    way.index = way.index.map(lambda t: {999: "one call, t = 999", 0: "all steps, t = 0", -1: "50 steps"}.get(t, f"t = {t}"))
+    for (data_set, at, kind), own in way.T.groupby(keys[:3], sort=False):
+        own = own.droplevel(keys[:3]).T.rename_axis(index="answer at", columns="seed")
+        display(own.style.format("{:.3f}").set_caption(f"{data_set} ({at}), {kind} held out"))
 else:
     display(Markdown("Not measured at this tier, and no run of a heavier tier is recorded."))
 
 # %% [markdown]
 # In the last steps hardly any noise is left: the network is shown a cell that is nearly finished and asked what it is
 # without the noise. All steps ask that twenty times after $t = 20$, 50 steps once, and every answer is the next question:
-# what the network gets wrong of a stimulated cell of a type it has never seen stimulated adds up. Where the columns fall
+# what the network gets wrong of a stimulated cell of a type it has never seen stimulated adds up. Where R² falls
 # from $t = 20$ to 0, these last answers keep the two samplers apart, not the number of steps above.
 
 # %% [markdown]

@@ -353,9 +353,9 @@ if named:
     figure.legend(named.values(), named, loc="outside lower center", ncols=2)
 
 # %% tags=["hide-input"]
-pd.DataFrame(lines, columns=["series", "dataset", "tier", "setting", "difference in RE", "pairs"]).set_index(
-    ["series", "dataset", "tier", "setting"]
-)
+table_of_series = pd.DataFrame(lines, columns=["series", "dataset", "tier", "setting", "difference in RE", "pairs"])
+table_of_series["data"] = table_of_series.pop("dataset") + ", " + table_of_series.pop("tier")
+table_of_series.set_index(["series", "data", "setting"])
 
 # %% [markdown]
 # **All networks get the same number of epochs.** Where that is short, a series asks which network learns *faster*,
