@@ -278,7 +278,7 @@ def principal_components() -> Rows:
         _, axes, _, variance = sc.pp.pca(x, n_comps=50, return_info=True)
         return axes.T.astype(np.float64), variance
 
-    ours_ms, peer_ms, (axes, variance) = around(ours, theirs)
+    ours_ms, peer_ms, (axes, variance) = around(ours, theirs, rounds=5, rest=0.2)
     axes = np.linalg.qr(axes)[0]
     angle = np.linalg.norm(axes - mine.axes @ (mine.axes.T @ axes), 2)
     return [

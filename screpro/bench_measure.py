@@ -72,20 +72,30 @@ def turns(*functions: Callable[[], Any], seconds: float = 4.0, least: int = 5) -
     return [statistics.median(own) for own in times]
 
 
-def around(ours: Callable[[], Any], peer: Callable[[], Any], *, seconds: float = 1.0) -> tuple[float, float, Any]:
-    """Median milliseconds of ours, called before and after one call of a slow peer; its time and its result."""
+def around(
+    ours: Callable[[], Any], peer: Callable[[], Any], *, seconds: float = 1.0, rounds: int = 1, rest: float = 0.0
+) -> tuple[float, float, Any]:
+    """Median milliseconds of ours, called before and after each call of a slow peer; the peer's, and its result.
+
+    Before every call `rest` seconds pass: where either side uses BLAS, whose threads go on spinning for a tenth of a
+    second after their last call, what is called next would be charged for them.
+    """
     ours()
-    times = _repeated(ours, seconds)
-    peer_ms, result = once(peer)
-    times += _repeated(ours, seconds)
-    return statistics.median(times), peer_ms, result
+    times, of_peer = _repeated(ours, seconds, rest), []
+    for _ in range(rounds):
+        time.sleep(rest)
+        peer_ms, result = once(peer)
+        of_peer.append(peer_ms)
+        times += _repeated(ours, seconds, rest)
+    return statistics.median(times), statistics.median(of_peer), result
 
 
-def _repeated(function: Callable[[], Any], seconds: float) -> list[float]:
+def _repeated(function: Callable[[], Any], seconds: float, rest: float) -> list[float]:
     """Milliseconds of two calls or more: of a short function many, as its time scatters most."""
     times: list[float] = []
     started = time.monotonic()
     while len(times) < 2 or time.monotonic() - started < seconds:
+        time.sleep(rest)
         times.append(once(function)[0])
     return times
 

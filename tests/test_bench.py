@@ -156,7 +156,7 @@ def small(monkeypatch):
     def turns(*functions, **_):
         return [bench_measure.once(f)[0] for f in functions]
 
-    def around(ours, peer):
+    def around(ours, peer, **_):
         peer_ms, result = bench_measure.once(peer)
         return bench_measure.once(ours)[0], peer_ms, result
 

@@ -7,8 +7,8 @@ hundred times (Lanczos) or make all of it dense. With fewer cells than genes the
 the g x g one; a matrix with more than `LIMIT` of both goes through Lanczos on x itself.
 
 The eigenvectors of the Gram matrix come from Lanczos iterations as well, with a certificate: that no eigenvalue was
-overlooked shows in a Cholesky factorisation of ``s I - (C - U L U')`` for s just above the smallest one found, which
-exists only if everything left is below s. Without it, all eigenvectors are computed the slow way.
+overlooked shows in a Cholesky factorisation of ``s I - (C - U L U')`` for s at the smallest one found, which exists
+only if everything left is below s. Without it, all eigenvectors are computed the slow way.
 
 Signs are fixed: the largest loading of every component is positive.
 
@@ -16,6 +16,7 @@ A tensor is worked on by torch on its own device (`gpu/pca.py`), on a GPU by cuB
 kernel: the hot sum is a plain product of dense chunks, for which cuBLAS is the limit.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -156,8 +157,7 @@ def _leading(upper: np.ndarray, k: int, *, mean: np.ndarray, n: int) -> tuple[np
 
 def _certified(upper: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
     """The k largest eigenvalues, rising, and vectors by Lanczos; None if they cannot be shown to be the largest."""
-    from scipy.linalg.blas import dsymv, dsyrk
-    from scipy.linalg.lapack import dpotrf
+    from scipy.linalg.blas import dsymv
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
     size = len(upper)
@@ -167,14 +167,29 @@ def _certified(upper: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | Non
         values, vectors = eigsh(matrix, k, v0=np.random.default_rng(0).normal(size=size), maxiter=20)
     except ArpackError:
         return None
-    # everything left is below `bound` if and only if this is positive definite. All of it by scipy's library: numpy
-    # brings one of its own, whose threads would still spin and take the cores from the factorisation
-    bound = values[0] + 1e-10 * values[-1]
+    return (values, vectors) if _are_largest(upper, values, vectors) else None
+
+
+def _are_largest(upper: np.ndarray, values: np.ndarray, vectors: np.ndarray) -> bool:
+    """Whether all other eigenvalues are below those found, rising: ``s I - rest`` has a Cholesky factor only then."""
+    from scipy.linalg.blas import dsyrk
+    from scipy.linalg.lapack import dpotrf, spotrf
+
+    # all of it by scipy's library: numpy brings one of its own, whose threads would spin beside the factorisation
+    size = len(upper)
     weighted = vectors * np.sqrt(np.maximum(values, 0))
     left = dsyrk(1.0, weighted, beta=-1.0, c=upper.T.copy(order="F"), lower=1, overwrite_c=1)
-    left[np.diag_indices(size)] += bound
-    info = dpotrf(left, lower=1, clean=0, overwrite_a=1)[1]
-    return (values, vectors) if info == 0 else None
+    diagonal = left.diagonal().copy()
+
+    def factor(potrf: Callable, dtype: type, s: float) -> bool:
+        np.fill_diagonal(left, diagonal + s)
+        return potrf(left.astype(dtype, copy=False), lower=1, clean=0, overwrite_a=1)[1] == 0
+
+    # float32 takes half the time and will do where the next eigenvalue is further away than its rounding reaches
+    margin = size * float(np.finfo(np.float32).eps)
+    return factor(spotrf, np.float32, values[0] * (1 - margin)) or factor(
+        dpotrf, np.float64, values[0] + 1e-10 * values[-1]
+    )
 
 
 def _lanczos(x, mean: np.ndarray, k: int) -> Components:
@@ -205,7 +220,7 @@ def orthonormal(directions: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _components(x, mean: np.ndarray, axes: np.ndarray, values: np.ndarray) -> Components:
     axes = np.ascontiguousarray(fixed_signs(axes))
     scores = _times(x, axes)
-    scores -= mean @ axes
+    scores -= (mean[:, None] * axes).sum(0)  # not a product by BLAS: its threads would spin into what comes next
     return Components(mean, axes, values / (x.shape[0] - 1), scores)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from screpro.processes.gaussian import Schedule
-from screpro.samplers.ddim import strided
+from screpro.samplers.ddim import split_noise, strided
 from screpro.samplers.ddpm import progress
 
 __all__ = ["Projection", "Step", "ancestral_steps", "ddim_steps", "projected"]
@@ -41,14 +41,16 @@ def ancestral_steps(schedule: Schedule) -> list[Step]:
     return [Step(t, *(table[t].item() for table in tables)) for t in range(schedule.steps - 1, -1, -1)]
 
 
-def ddim_steps(schedule: Schedule, steps: int) -> list[Step]:
-    """The steps of ``ddim.ddim``; errors as there."""
-    times = strided(schedule, steps)
+def ddim_steps(
+    schedule: Schedule, steps: int, *, times: Callable[[Schedule, int], list[int]] = strided, eta: float = 0.0
+) -> list[Step]:
+    """The steps of ``ddim.ddim``; parameters and errors as there."""
     found = []
-    for here, there in pairwise(times):
-        shrink = (schedule.noise[there] / schedule.noise[here]).item()
-        found.append(Step(here, schedule.signal[there].item() - shrink * schedule.signal[here].item(), shrink, 0.0))
-    return [*found, Step(times[-1], 1.0, 0.0, 0.0)]
+    for here, there in pairwise(down := times(schedule, steps)):
+        kept, sigma = split_noise(schedule, here, there, eta)
+        shrink = kept / schedule.noise[here].item()
+        found.append(Step(here, schedule.signal[there].item() - shrink * schedule.signal[here].item(), shrink, sigma))
+    return [*found, Step(down[-1], 1.0, 0.0, 0.0)]
 
 
 class Projection:

@@ -16,12 +16,13 @@ from screpro.losses import DenoisingLoss
 from screpro.models.blocks import time_embedding
 from screpro.models.scdiff import ScDiff, ScDiffConfig
 from screpro.processes.gaussian import scaled_linear
+from screpro.samplers.ddim import quadratic
 from screpro.samplers.projected import Projection, Step, ancestral_steps, ddim_steps, projected
 from screpro.training import Fit, TrainConfig, fit
 
 __all__ = ["SAMPLERS", "DenoiserSettings", "Trained", "build", "generate", "train"]
 
-SAMPLERS = ("ancestral", "ddim", "one call")
+SAMPLERS = ("ancestral", "ddim", "ddim quadratic", "one call")
 """All T steps; DDIM in few; the network's answer to pure noise at t = T - 1."""
 
 
@@ -119,7 +120,8 @@ def generate(
     conditions, batch
         Labels (n,) of each conditioner by name, and rows of the batch table.
     sampler
-        One of `SAMPLERS`; `steps` belongs to ``"ddim"``.
+        One of `SAMPLERS`; `steps` belongs to ``"ddim"``, even steps without noise, and to ``"ddim quadratic"``, steps
+        that are closer together where there is little noise, each adding the noise of ancestral sampling.
     end
         Time step at which the chain stops: the cell is the network's answer there. 0 for all of the chain.
     nonnegative
@@ -149,6 +151,7 @@ def generate(
     path = {
         "one call": [Step(schedule.steps - 1, 1.0, 0.0, 0.0)],
         "ddim": ddim_steps(schedule, steps),
+        "ddim quadratic": ddim_steps(schedule, steps, times=quadratic, eta=1.0),
         "ancestral": ancestral_steps(schedule),
     }[sampler]
     if not (path := [step for step in path if step.t >= end]):

@@ -257,7 +257,7 @@ PRESETS: dict[str, ScDiffSettings] = {
 }
 """Starting points by tier."""
 
-SAMPLING = {"scdiff": "ancestral", "scdiff_ddim50": "ddim", "scdiff_one_call": "one call"}
+SAMPLING = {"scdiff": "ancestral", "scdiff_ddim50": "ddim quadratic", "scdiff_one_call": "one call"}
 """Names in the result rows of the ways to draw from one trained network."""
 
 

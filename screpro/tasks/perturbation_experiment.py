@@ -139,13 +139,17 @@ def compare_methods(
 
 
 def _study_ends(run: Run, predictor: Predictor, held: HeldOut, protocol: Protocol, seed: int) -> None:
-    """Scores of the network's answer on the way down the full chain (item X-21): what its last steps do."""
+    """Scores of the network's answer on the way down the full chain (item X-21): what its last steps do.
+
+    Beside them those of 50 even steps without noise, of which one alone falls among those last steps.
+    """
     unit = {"dataset": protocol.dataset, "split": held.name, "seed": seed, "method": "scdiff"}
     sizes = {"n_real": held.stimulated.shape[0], "n_generated": held.control.shape[0]}
-    for end in protocol.ends:
-        variant = f"answer at t = {end}"
+    ways = {f"answer at t = {end}": {"end": end} for end in protocol.ends}
+    ways |= {"50 even steps": {"sampler": "ddim"}} if ways else {}
+    for variant, how in ways.items():
         if not run.done(**unit, metric_variant=variant):
-            scores = score_cells(predictor.predict(seed=seed, end=end), held.stimulated, held.control)
+            scores = score_cells(predictor.predict(seed=seed, **how), held.stimulated, held.control)
             add_scores(run, scores, item="X-21", variant=variant, n_genes=len(held.train.genes), **unit, **sizes)
 
 
@@ -165,7 +169,7 @@ def add_scores(run: Run, scores: Mapping[str, float], *, item: str | None = None
 
 
 def study_batch(run: Run, perturbed: Perturbed, protocol: Protocol) -> None:
-    """Does the batch help? scDiff with and without it on the first held-out type, DDIM with 50 steps (item X-7).
+    """Does the batch help? scDiff with and without it on the first held-out type, 50 steps (item X-7).
 
     Nothing happens where cells come from one batch. The two networks differ in the batch alone; the one that
     `compare_methods` has run is not trained again.
@@ -257,7 +261,7 @@ def _chosen(run: Run, perturbed: Perturbed, protocol: Protocol, method: str) -> 
         if method == "scdiff":
             # few steps: settings are only compared with each other
             predictor = _train_scdiff(run, perturbed, protocol, options, seed, held)
-            cells = predictor.predict(sampler="ddim", seed=seed)
+            cells = predictor.predict(sampler=SAMPLING["scdiff_ddim50"], seed=seed)
             _checkpoint(run, protocol, options, seed, held).unlink(missing_ok=True)
         else:
             cells = baselines.run(

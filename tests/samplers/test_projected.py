@@ -10,7 +10,7 @@ from screpro.models.blocks import time_embedding
 from screpro.models.scdiff import ScDiff, ScDiffConfig
 from screpro.processes.gaussian import Schedule, scaled_linear
 from screpro.samplers import inpainting
-from screpro.samplers.ddim import ddim
+from screpro.samplers.ddim import ddim, quadratic
 from screpro.samplers.ddpm import ancestral
 from screpro.samplers.projected import Projection, ancestral_steps, ddim_steps, projected
 
@@ -50,20 +50,21 @@ def between(model, context, labels, batch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("nonnegative", [False, True])
-@pytest.mark.parametrize("kind", ["ancestral", "ddim"])
+@pytest.mark.parametrize("kind", ["ancestral", "ddim", "ddim with noise"])
 def test_the_same_noise_gives_the_same_cells(setup, kind, nonnegative):
     model, n_genes, schedule = setup[0], setup[1].shape[1], short()
     generator = torch.Generator().manual_seed(3)
     shared = {"schedule": schedule, "generator": generator, "nonnegative": nonnegative}
     dense = on_genes(*setup)
+    how = {"times": quadratic, "eta": 0.7} if kind == "ddim with noise" else {}
     whole = (
         ancestral(dense, (B, n_genes), **shared)
         if kind == "ancestral"
-        else ddim(dense, (B, n_genes), **shared, steps=6)
+        else ddim(dense, (B, n_genes), **shared, steps=6, **how)
     )
     generator.manual_seed(3)
     projection = Projection(model.embedder.table, model.head, nonnegative=nonnegative)
-    steps = ancestral_steps(schedule) if kind == "ancestral" else ddim_steps(schedule, 6)
+    steps = ancestral_steps(schedule) if kind == "ancestral" else ddim_steps(schedule, 6, **how)
     noise = lambda: torch.randn(B, n_genes, generator=generator) @ model.embedder.table  # noqa: E731
     h = projected(between(*setup), projection, steps, n=B, noise=noise)
     torch.testing.assert_close(projection.cells(h), whole, rtol=1e-4, atol=1e-4)

@@ -1,5 +1,6 @@
 """Samplers against laws: with the exact denoiser of a known distribution they sample that distribution."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from screpro.errors import ScreproError
 from screpro.processes.gaussian import scaled_linear
-from screpro.samplers.ddim import ddim, strided
+from screpro.samplers.ddim import ddim, quadratic, strided
 from screpro.samplers.ddpm import ancestral
 
 SCHEDULE = scaled_linear()
@@ -35,6 +36,27 @@ def test_ddim_with_the_exact_denoiser_gives_the_distribution(steps, tolerance):
     x = ddim(exact, (4000, 3), schedule=SCHEDULE, generator=rng(), steps=steps)
     assert torch.allclose(x.mean(0), MEAN, atol=0.08)
     assert torch.allclose(x.std(0), SD, rtol=tolerance)
+
+
+def test_ddim_with_noise_in_quadratic_steps_gives_the_distribution():
+    x = ddim(exact, (4000, 3), schedule=SCHEDULE, generator=rng(), steps=100, times=quadratic, eta=1.0)
+    assert torch.allclose(x.mean(0), MEAN, atol=0.08)
+    assert torch.allclose(x.std(0), SD, rtol=0.08)
+
+
+def test_ddim_of_all_steps_with_all_the_noise_is_ancestral_sampling():
+    shared = {"schedule": SCHEDULE, "nonnegative": True}
+    noisy = ddim(exact, (50, 3), **shared, generator=rng(), steps=SCHEDULE.steps, eta=1.0)
+    assert torch.allclose(noisy, ancestral(exact, (50, 3), **shared, generator=rng()), atol=2e-3)
+
+
+@given(length=st.integers(1, 1000), share=st.floats(0, 1))
+def test_quadratic_steps_are_different_and_closest_where_there_is_little_noise(length, share):
+    schedule = scaled_linear(length)
+    times = quadratic(schedule, steps := 1 + round(share * (length - 1)))
+    gaps = -np.diff(times)
+    assert len(times) == steps and times[0] == length - 1 and (steps == 1 or times[-1] == 0)
+    assert (gaps >= 1).all() and (np.diff(gaps) <= 1).all()  # they shrink on the way down, up to whole numbers
 
 
 def test_a_denoiser_that_knows_the_cell_returns_it():

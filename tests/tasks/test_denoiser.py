@@ -7,7 +7,7 @@ import torch
 
 from screpro.errors import ScreproError
 from screpro.processes.gaussian import scaled_linear
-from screpro.samplers.ddim import ddim
+from screpro.samplers.ddim import ddim, quadratic
 from screpro.samplers.ddpm import ancestral
 from screpro.samplers.projected import Projection
 from screpro.tasks.denoiser import SAMPLERS, DenoiserSettings, build, generate
@@ -28,7 +28,10 @@ def given():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("sampler", "nonnegative"), [("ddim", False), ("ddim", True), ("ancestral", True)])
+@pytest.mark.parametrize(
+    ("sampler", "nonnegative"),
+    [("ddim", False), ("ddim", True), ("ddim quadratic", True), ("ancestral", True)],
+)
 def test_cells_are_those_of_the_chain_on_genes(model, given, monkeypatch, sampler, nonnegative):
     """With the noise drawn gene by gene, the same cells as the plain samplers called with the network itself."""
     context, labels, batch = given
@@ -39,8 +42,9 @@ def test_cells_are_those_of_the_chain_on_genes(model, given, monkeypatch, sample
         return model(x, t, context=visible, conditions=tensors, batch=torch.as_tensor(batch))
 
     shared = {"schedule": scaled_linear(), "generator": torch.Generator().manual_seed(5), "nonnegative": nonnegative}
-    if sampler == "ddim":
-        expected = ddim(denoise, (7, 11), **shared, steps=9)
+    if sampler != "ancestral":
+        how = {"times": quadratic, "eta": 1.0} if sampler == "ddim quadratic" else {}
+        expected = ddim(denoise, (7, 11), **shared, steps=9, **how)
     else:
         expected = ancestral(denoise, (7, 11), **shared)
 

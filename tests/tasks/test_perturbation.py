@@ -224,7 +224,7 @@ def test_experiment(perturbed, monkeypatch, tmp_path):
     assert set(rows["metric"]) == {*METRICS, "fit_predict", "cells_per_second"}
     early = rows[rows["item"] == "X-21"].set_index(["metric_variant", "metric", "seed"])["value"]
     one_call = rows[(rows["method"] == "scdiff_one_call") & (rows["split"] == "type 1") & rows["metric"].isin(METRICS)]
-    assert len(early) == 2 * 2 * len(METRICS)  # two ends, two seeds, the first type alone
+    assert len(early) == 3 * 2 * len(METRICS)  # two ends and even steps, two seeds, the first type alone
     for row in one_call.itertuples():  # the first answer of the chain is the only one of one call
         assert early["answer at t = 999", row.metric, row.seed] == row.value
     tried = rows[rows["item"] == "tuning"]
