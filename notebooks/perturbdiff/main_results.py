@@ -175,8 +175,8 @@ Markdown("\n".join(lines))
 # **Figure 15** is Figure 4 for all scores but AUROC that a perturbation has by itself, on PBMC.
 #
 # (fig-perturbdiff-16)=
-# **Figure 16** is Figure 15 on Tahoe. It is not drawn: the set could not be had here. Where it is at hand, this page draws
-# it with `dataset` perturbdiff_tahoe100m.
+# **Figure 16** is Figure 15 on Tahoe. Neither set could be had here: the figure below is of the data set of this run, a
+# stand-in for both; with `dataset` perturbdiff_tahoe100m it is Figure 16.
 
 # %% [markdown]
 # ## Method
@@ -392,7 +392,7 @@ facts = {
     "validation": f"{len(np.unique(split.validation.perturbation))} perturbations, {len(split.validation)} cells",
     "control cells of these contexts": len(split.controls),
     "model": f"width {training.width}, {training.layers} blocks, sets of {training.set_size}, {training.steps} steps",
-    "runs": f"seeds {list(protocol.seeds)}, settings {'chosen on validation cells' if protocol.tune else 'not chosen'}",
+    "runs": f"seeds {list(protocol.seeds)}, settings {'chosen on validation cells' if protocol.tune and len(split.validation) else 'not chosen'}",
 }
 records.facts_table(facts)
 
@@ -418,7 +418,7 @@ scores = {m: scorer.score(made[m, first_seed].test, null=made[m, first_seed].nul
 pd.Series({titles[m]: str(options[0]) for m, options in protocol.grids.items() if options[0]}, name="chosen").to_frame().style
 
 # %% [markdown]
-# ### Figures 4 and 15: perturbation by perturbation
+# ### Figures 4, 15 and 16: perturbation by perturbation
 #
 # Each dot is a held-out perturbation, each panel one of the scores that a perturbation has by itself (R² and ES are
 # numbers of a whole data set). Above the dashed line the model's value is larger than that of the STATE-like network;

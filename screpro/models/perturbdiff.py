@@ -9,7 +9,9 @@ Where this differs from the paper (following the authors' code, with which it ag
   (``mlp="sequential"``);
 - eq. 40 concatenates features: m tokens of width 2D. Figure 2 and the text speak of attention between the tokens of
   both streams (``attention="tokens"``: 2m tokens of width D);
-- no embedding of genes: the one learned vector that both streams get stands in its place.
+- no embedding of genes, as in the paper's final models: the one learned vector that both streams get stands in its
+  place. The paper does not say how vectors of genes would enter; with ``gene_vectors`` it is their sum weighted by the
+  cell's expression, through a linear map, which is one more linear entrance of low rank.
 Where this differs from the code: the second half of the control input, always zeros there, has no weights here; layers
 that cannot change the answer are left out (5120 -> D gene layer, control head, control MLP of the last block is kept
 for its output). ``perturbdiff_authors`` translates their names and sizes.
@@ -47,6 +49,7 @@ class PerturbDiffConfig:
     # attribute -> (labels, size of their frozen vectors), which `PerturbDiff.set_semantic` or a state dict brings
     semantic: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     label_width: int = 128
+    gene_vectors: int = 0  # size of frozen vectors of genes, 0 for none; `PerturbDiff.genes` holds them
     sources: int = 1  # of pre-training; each has an entrance of its own
     attention: str = "features"
     mlp: str = "parallel"
@@ -185,6 +188,9 @@ class PerturbDiff(nn.Module):
         self.enter = nn.ModuleList(nn.Linear(2 * c.n_genes, c.width) for _ in range(c.sources))
         self.enter_control = nn.ModuleList(nn.Linear(c.n_genes, c.width) for _ in range(c.sources))
         self.shared = nn.Parameter(torch.empty(1, c.width))  # in the place of gene embeddings
+        if c.gene_vectors:
+            self.register_buffer("genes", torch.zeros(c.n_genes, c.gene_vectors))
+            self.from_genes = nn.Linear(c.gene_vectors, c.width, bias=False)
         self.time = nn.Sequential(nn.Linear(TIME_WIDTH, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
         self.covariates = Covariates(c)
         self.condition = nn.Linear(c.n_genes, c.width)
@@ -199,7 +205,8 @@ class PerturbDiff(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for layer in (self.time[0], self.time[2]):
             nn.init.normal_(layer.weight, std=0.02)
         for module in [self.leave_modulation, *(m for b in self.blocks for m in (b.modulation, b.control_modulation))]:
@@ -318,8 +325,14 @@ class PerturbDiff(nn.Module):
             x = enter(torch.cat([x_t, previous], -1))
         enter = self.enter_control[source]
         cells = enter.bias.expand_as(x) if control is None else enter(control)
-        x, cells = x + self.shared, cells + self.shared
+        x, cells = x + self.gene_part(x_t), cells + self.gene_part(control)
         active = F.silu(condition)[:, None]
         for block in self.blocks:
             x, cells = block(x, cells, active)
         return x, cells
+
+    def gene_part(self, x: Tensor | None) -> Tensor:
+        """What vectors of genes add to tokens of cells (B, m, G): one for all, or the expressed genes' own."""
+        if not self.config.gene_vectors or x is None:
+            return self.shared
+        return self.shared + self.from_genes(x @ self.genes)

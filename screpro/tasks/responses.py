@@ -28,6 +28,9 @@ __all__ = ["DIRECTIONS", "REALISM", "ResponseSplit", "Scorer", "Scores", "consta
 MIN_CELLS = 10
 """Cells a perturbation needs to be asked for."""
 
+DISCRIMINATION = ("pds_l1", "pds_l2", "pds_cosine")
+"""Is a perturbation nearest to its own real cells? Not asked where there is a single one."""
+
 REALISM = ("gene_variance_log2_ratio", "gene_zero_fraction_gap", "gene_correlation_gap")
 
 DIRECTIONS = {
@@ -175,6 +178,8 @@ class Scorer:
         each = {}
         values = {}
         for function in TABLE_4.values():
+            if len(self.codes) == 1 and function.__name__ in DISCRIMINATION:
+                continue  # a single perturbation has nothing to be told from: every answer would score 1
             value = np.asarray(function(pair), dtype=np.float64)
             if value.ndim:
                 each[function.__name__] = value
@@ -281,7 +286,9 @@ def constants(scorer: Scorer) -> dict[str, float]:
     share = summary_side(scorer.real).significant.mean(1)  # (M,)
     m = len(share)
     defined = share[(share > 0) & (share < 1)]
-    floors = {"de_precision": share.mean(), **dict.fromkeys(("pds_l1", "pds_l2", "pds_cosine"), (m + 1) / (2 * m))}
+    floors = {"de_precision": share.mean()}
+    if m > 1:
+        floors |= dict.fromkeys(DISCRIMINATION, (m + 1) / (2 * m))
     if len(defined):
         floors |= dict.fromkeys(("de_auprc", "de_auprc_of_shift"), defined.mean())
         floors |= dict.fromkeys(("de_auroc", "de_auroc_of_shift"), 0.5)

@@ -43,6 +43,7 @@ TRAININGS = {
     "controls_none": Ablation("no controls", "section 1", {"controls": "none"}),
     "token_attention": Ablation("attention between tokens", "Figure 2", {"attention": "tokens"}),
     "sequential_mlp": Ablation("MLP after attention", "eq. 38-44", {"mlp": "sequential"}),
+    "gene_vectors": Ablation("frozen vectors of genes", "section B.3", {"gene_vectors": 32}),
     "less_dropping": Ablation("covariates dropped in 1 of 10 batches", "eq. 35", {"drop": 0.1}),
     "unit_input": Ablation("genes divided by their spread", "section A.2", {"input_scale": "unit"}),
     "less_noise": Ablation("a tenth of the noise", "eq. 27-29", {"noise_shift": 0.1}),

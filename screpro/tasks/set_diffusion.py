@@ -11,6 +11,7 @@ from torch import Tensor
 
 from screpro.data.populations import Populations, Sets, gather
 from screpro.errors import ScreproError
+from screpro.kernels.pca import pca
 from screpro.losses_sets import Batch, HybridLoss
 from screpro.models.perturbdiff import PerturbDiff, PerturbDiffConfig
 from screpro.processes.gaussian import Schedule, linear, shifted
@@ -18,7 +19,16 @@ from screpro.samplers.ddim import strided
 from screpro.samplers.set_ddim import guided, last, sample_sets
 from screpro.training import Fit, TrainConfig, fit
 
-__all__ = ["SamplerSettings", "SetDiffusionSettings", "SetDrawer", "TrainedSets", "divisor_of", "generate", "train"]
+__all__ = [
+    "SamplerSettings",
+    "SetDiffusionSettings",
+    "SetDrawer",
+    "TrainedSets",
+    "divisor_of",
+    "gene_vectors",
+    "generate",
+    "train",
+]
 
 MOST_SETS = 2**22
 """Numbers in the sets that go through the network together when sampling."""
@@ -45,6 +55,7 @@ class SetDiffusionSettings:
     noise_shift: float = 1.0  # below 1: noise of every step smaller by about that factor, the repair variant
     attention: str = "features"
     mlp: str = "parallel"
+    gene_vectors: int = 0  # size of the frozen vectors of genes (`gene_vectors`); 0: one learned vector for all
 
 
 @dataclass(frozen=True)
@@ -176,14 +187,28 @@ def build(
         label_width=min(128, settings.width),
         attention=settings.attention,
         mlp=settings.mlp,
+        gene_vectors=settings.gene_vectors,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # modules draw their initial weights from the global generator
         model = PerturbDiff(config)
+    if settings.gene_vectors:
+        model.genes.copy_(torch.from_numpy(gene_vectors(cells.x, settings.gene_vectors)))
     for attribute, vectors in semantic.items():
         control = cells.perturbations[0] if attribute == "perturbation" else None
         model.set_semantic(attribute, vectors, names=names[attribute], control=control)
     return model
+
+
+def gene_vectors(x: sp.csr_matrix, size: int) -> np.ndarray:
+    """A vector of length 1 for every gene (G, size) that says which genes it varies with: its loadings on components.
+
+    Stands in for vectors that a language model makes of summaries of genes. Genes that never vary get zeros.
+    """
+    found = pca(x, size)
+    loadings = found.axes * np.sqrt(found.variance)
+    length = np.linalg.norm(loadings, axis=1, keepdims=True)
+    return (loadings / np.where(length > 0, length, 1)).astype(np.float32)
 
 
 def train_config(settings: SetDiffusionSettings, n_items: int, *, seed: int) -> TrainConfig:

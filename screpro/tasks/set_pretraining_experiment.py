@@ -136,9 +136,8 @@ class _Rows:
         self.unit = {"dataset": target.name, "split": "held-out context", "seed": seed}
 
     def add(self, method: str, variant: str, values: Mapping[str, float], *, item: str | None = None) -> None:
-        alone = len(self.target.scorer.names) == 1  # nothing to be told from: every discrimination score would be 1
         for metric, value in values.items():
-            if np.isfinite(value) and not (alone and metric.startswith("pds")):
+            if np.isfinite(value):
                 self.run.add(
                     **self.unit, **self.sizes, method=method, metric=metric, metric_variant=variant, value=value,
                     item=item or "Table 4", direction=DIRECTIONS[metric], unit="",

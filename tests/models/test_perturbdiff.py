@@ -91,6 +91,22 @@ def test_absent_is_zero_and_dropped_is_absent():
 
 
 @torch.no_grad()
+def test_frozen_vectors_of_genes_are_another_linear_entrance():
+    """What they add, the entrance could do itself; and a network of a start has them switched on."""
+    model, given = network(gene_vectors=3), {**inputs(), "previous": None}
+    assert "genes" not in dict(model.named_parameters()) and not model.genes.any()
+    model.genes.copy_(torch.randn(11, 3))
+    answer = model(**given)
+    same(model(**{**given, "control": None}), model(**{**given, "control": torch.zeros_like(given["x_t"])}))
+    added = model.from_genes.weight @ model.genes.T
+    for enter in (model.enter[0], model.enter_control[0]):
+        enter.weight[:, :11] += added
+    model.genes.zero_()
+    same(model(**given), answer)
+    assert (network(gene_vectors=3)(**given) - answer).abs().max() > 1e-3
+
+
+@torch.no_grad()
 def test_sources_have_entrances_of_their_own():
     model, given = network(), inputs()
     assert (model(**given, source=1) - model(**given, source=0)).abs().max() > 1e-3

@@ -6,7 +6,7 @@ import pytest
 from screpro.data.populations import populations
 from screpro.data.simulate_atlas import atlas
 from screpro.errors import ScreproError
-from screpro.tasks.responses import DIRECTIONS, Scorer, hold_out
+from screpro.tasks.responses import DIRECTIONS, DISCRIMINATION, Scorer, constants, hold_out
 
 SIZES = {"n_contexts": 3, "n_perturbations": 9, "n_donors": 2, "cells": 30, "control_cells": 60, "n_genes": 40}
 
@@ -44,6 +44,16 @@ def test_real_cells_as_an_answer_are_perfect(cells):
     for name in ("mse_of_means", "called_unchanged", "null_calls", "gene_correlation_gap", "gene_zero_fraction_gap"):
         assert scores[name] == pytest.approx(0, abs=1e-9), name
     assert scores["called_ratio"] == 1 and set(scores) == set(DIRECTIONS)
+
+
+def test_a_single_perturbation_is_told_from_nothing(cells):
+    split = hold_out(cells)
+    alone = split.test.take(np.flatnonzero(split.test.perturbation == split.test.perturbation[0]))
+    scorer = Scorer(alone, split.controls)
+    scored = scorer.score(alone.x)
+    assert len(scorer.names) == 1 and not {*scored.values, *scored.each, *constants(scorer)} & set(DISCRIMINATION)
+    assert scored.values["pd_corr"] == pytest.approx(1)
+    assert set(DISCRIMINATION) <= set(constants(Scorer(split.test, split.controls)))
 
 
 def test_control_cells_and_the_ceiling_bound_what_can_be_had(cells):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from screpro.data.populations import populations
@@ -16,6 +17,7 @@ from screpro.tasks.set_diffusion import (
     SetDrawer,
     TrainedSets,
     divisor_of,
+    gene_vectors,
     generate,
     train,
 )
@@ -148,3 +150,21 @@ def test_trained_with_frozen_vectors(split):
         train(split.train, short, seed=0, semantic={"perturbation": {names[1]: [1.0]}})
     with pytest.raises(ScreproError, match="several labels"):
         train(split.train, short, seed=0, semantic={"dose": vectors})
+
+
+def test_vectors_of_genes_say_which_vary_together():
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(300, 2))
+    x = np.column_stack([factors[:, [0]] * [1, 2, -1], factors[:, [1]] * [1, 3, 1], np.ones((300, 1))])
+    vectors = gene_vectors(sp.csr_matrix(x + 1e-3 * rng.normal(size=x.shape) * (x != 1)), 2)
+    alike = vectors @ vectors.T
+    expected = np.kron(np.eye(2), np.ones((3, 3))) * np.outer([1, 1, -1, 1, 1, 1], [1, 1, -1, 1, 1, 1])
+    np.testing.assert_allclose(alike[:6, :6], expected, atol=0.2)
+    np.testing.assert_array_equal(vectors[6], 0)
+
+
+def test_a_network_with_vectors_of_genes_trains_and_draws(split):
+    own = train(split.train, replace(SMALL, steps=3, gene_vectors=4), seed=0)
+    np.testing.assert_array_equal(own.model.genes.numpy(), gene_vectors(split.train.x, 4))
+    made = generate(own, split.test, controls=split.controls, sampler=FAST, seed=0, title=None)
+    assert np.isfinite(made).all()
