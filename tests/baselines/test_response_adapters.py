@@ -197,3 +197,16 @@ def test_the_scripts_import_nothing_of_ours(name):
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     assert not [name for name in names if name.split(".")[0] == "screpro"]
     assert PACKAGES[name].module in {name.split(".")[0] for name in names}
+
+
+def test_a_notebooks_backend_for_figures_stays_here(monkeypatch, tmp_path):
+    """The other environment need not have it, and the import of matplotlib would fail there."""
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setenv("A_PYTHON", sys.executable)
+    file = tmp_path / "says.py"
+    file.write_text(
+        "import os, sys, numpy as np\nprint(os.environ['MPLBACKEND'])\nnp.savez(sys.argv[2], done=np.ones(1))\n",
+        encoding="utf-8",
+    )
+    printed, made = run_script(file, given={}, variable="A_PYTHON", threads=1, rule="It runs.", fix="none")
+    assert printed.strip() == "agg" and made["done"] == 1
