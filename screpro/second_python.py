@@ -76,8 +76,8 @@ def run_script(
         np.savez(source, **given)
         command = [os.environ[variable], str(script), *words, str(source), str(target), str(threads)]
         try:
-            # without the script's folder on the path: modules of ours there are called like packages. A notebook names a
-            # backend for figures that the other environment need not have
+            # without the script's folder on the path: modules of ours there are called like packages. And without the
+            # backend for figures that a notebook names, which the other environment need not have
             env = environment(threads) | {"PYTHONSAFEPATH": "1", "MPLBACKEND": "agg"}
             out = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
             failed = out.stderr.strip()[-LAST:] or f"exit code {out.returncode}" if out.returncode else ""
