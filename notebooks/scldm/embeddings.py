@@ -308,7 +308,7 @@ steps_of_paper = {  # widths D, 2 D and 3 D, the last twice as deep: as the pape
 }
 tiers = {  # genes, training cells, passes times cells, smallest class, seeds, options of scVI, rates every size tries
     "ci": (150, 300, 1800, 20, [0], {"epochs": 15, "batch_size": 32}, []),
-    "laptop": (400, 1500, 30_000, 25, [0, 1, 2], {"epochs": 80}, [2e-3, 1e-3, 5e-4]),
+    "laptop": (400, 1500, 30_000, 25, [0, 1, 2], {"epochs": 80}, [4e-3, 2e-3, 1e-3, 5e-4]),
     "paper": (None, None, None, 100, [0, 1, 2], {}, []),
 }
 tier_genes, tier_train, passes, tier_cells, tier_seeds, scvi_options, rates = tiers[tier]
