@@ -65,7 +65,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from screpro import data, records
 from screpro.kernels.pca import pca
@@ -310,9 +310,20 @@ def mean_and_sd(values):
 
 
 costs = rows[rows["metric"].isin(["seconds", "memory", "parameters"]) & (rows["metric_variant"] == "")]
-costs.groupby(["dataset", "tier", "method", "metric"], sort=False)["value"].agg(mean_and_sd).unstack().rename(
-    index=titles, columns={"seconds": "seconds an epoch", "memory": "MiB kept by a step"}
-)
+of_costs = {"seconds": "seconds an epoch", "memory": "MiB kept by a step", "parameters": "parameters"}
+
+
+def by_set(frame, index, columns):
+    """A table for each data set: mean and spread of `columns` by `index`."""
+    for (data_set, at), own in frame.groupby(["dataset", "tier"], sort=False):
+        wide = own.groupby([*index, "metric"], sort=False)["value"].agg(mean_and_sd).unstack()
+        first = [m for m in METHODS if m in wide.index.get_level_values("method")]
+        wide = wide.reindex(columns=list(columns)).reindex(first, level="method" if len(index) > 1 else None)
+        wide = wide.rename(index=titles, columns=columns).rename_axis(columns=None).fillna("")
+        display(wide.style.set_caption(f"{data_set} ({at})"))
+
+
+by_set(costs, ["method"], of_costs)
 
 # %% [markdown]
 # ### Width, tokens, depth
@@ -373,23 +384,19 @@ table_of_series.set_index(["series", "data", "setting"])
 tried = rows[(rows["item"] == "tuning") & (rows["metric"] == "re_nb_nll")]
 if len(tried):
     rate = tried["metric_variant"].map(lambda variant: json.loads(variant)["learning_rate"])
-    table = tried.assign(**{"learning rate": rate}).pivot_table(
+    by_rate = tried.assign(**{"learning rate": rate}).pivot_table(
         index=["dataset", "method"], columns="learning rate", values="value", sort=False
     )
-    table = table.rename(index=titles).sort_index(axis=1)
-    shown = table.style.format("{:.1f}").highlight_min(axis=1, props="font-weight: bold")
+    by_rate = by_rate.rename(index=titles).sort_index(axis=1)
+    shown = by_rate.style.format("{:.1f}").highlight_min(axis=1, props="font-weight: bold")
 else:
     shown = Markdown("Not chosen in the runs shown: one rate serves all.")
 shown
 
 # %% tags=["hide-input"]
 part = rows[rows["item"].isin(["Figure 4", "X-longer"]) & rows["metric"].isin(["re_nb_nll", "latent_spread", "seconds"])]
-wide = part.groupby(["dataset", "tier", "metric_variant", "method", "metric"], sort=False)["value"].agg(mean_and_sd)
 names = {"re_nb_nll": "RE (nats)", "latent_spread": "spread of the latents", "seconds": "seconds an epoch"}
-table_of_sizes = wide.unstack().reindex(columns=list(names))
-sizes_first = [m for m in METHODS if m in table_of_sizes.index.get_level_values("method")]
-table_of_sizes = table_of_sizes.reindex(sizes_first, level="method")
-table_of_sizes.rename(index=titles, columns=names)
+by_set(part.assign(series=part["metric_variant"]), ["series", "method"], names)
 
 # %% [markdown]
 # ### Pooling, likelihood and three other choices
