@@ -21,7 +21,7 @@ from screpro.errors import ScreproError
 from screpro.processes.gaussian import Schedule
 from screpro.samplers.ddpm import Denoiser, progress, start_noise
 
-__all__ = ["ddim", "quadratic", "strided"]
+__all__ = ["ddim", "quadratic", "split_noise", "strided"]
 
 
 def strided(schedule: Schedule, steps: int) -> list[int]:

@@ -2,12 +2,10 @@
 
 PerturbDiff, section B.2, equations 29, 33 and 34. At every step
 
-    x_0      = predict(x_t, t, previous x_0), guided; values below a threshold set to 0
-    epsilon  = (x_t - sqrt(alpha_bar_t) x_0) / sqrt(1 - alpha_bar_t)
-    x_s      = sqrt(alpha_bar_s) x_0 + sqrt(1 - alpha_bar_s - sigma^2) epsilon + sigma z      for s < t
+    x_0 = predict(x_t, t, previous x_0), guided; values below a threshold set to 0
 
-with sigma = eta sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) sqrt(1 - alpha_bar_t / alpha_bar_s): 0 for DDIM, and with
-eta = 1 over all T steps the ancestral sampler of DDPM.
+and the next x_s follows as in ``ddim``: deterministic with eta = 0, and with eta = 1 over all T steps the ancestral
+sampler of DDPM.
 
 Where this differs: the paper takes K = 100 steps down from T; the authors' default starts a standard normal at step 99
 of 1 000, where the network expects almost clean cells. Both are lists of times here: ``ddim.strided`` and `last`.
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from screpro.errors import ScreproError
 from screpro.processes.gaussian import Schedule
+from screpro.samplers.ddim import split_noise
 from screpro.samplers.ddpm import progress
 
 __all__ = ["SetDenoiser", "guided", "last", "sample_sets"]
@@ -95,14 +94,9 @@ def sample_sets(
         previous = x0 = torch.where(x0 < threshold, 0, x0)
         if there is None:
             break
+        kept, sigma = split_noise(schedule, here, there, eta)
         epsilon = (x - schedule.signal[here] * x0) / schedule.noise[here]
-        variance = schedule.noise[there] ** 2
-        fresh = (
-            eta**2
-            * (variance / schedule.noise[here] ** 2)
-            * (1 - (schedule.signal[here] / schedule.signal[there]) ** 2)
-        )
-        x = schedule.signal[there] * x0 + (variance - fresh).sqrt() * epsilon
-        if eta > 0:
-            x = x + fresh.sqrt() * torch.randn(shape, generator=generator, device=x.device)
+        x = schedule.signal[there] * x0 + kept * epsilon
+        if sigma:
+            x += sigma * torch.randn(shape, generator=generator, device=x.device)
     return x0

@@ -137,6 +137,18 @@ def test_a_certificate_is_given_for_the_largest_eigenvalues_only(monkeypatch):
     np.testing.assert_allclose(slow, values[:3], rtol=1e-12)
 
 
+def test_the_certificate_sees_what_float32_cannot():
+    """Where the next eigenvalue is too near for float32, float64 decides; one that was overlooked is never passed."""
+    rng = np.random.default_rng(0)
+    q = np.linalg.qr(rng.normal(size=(300, 300)))[0]
+    for gap in (1e-1, 1e-6):
+        values = np.r_[[500.0, 2.0], np.full(298, 2.0 - 2.0 * gap)]
+        upper = np.triu((q * values) @ q.T)
+        assert pca._are_largest(upper, values[[1, 0]], q[:, [1, 0]])
+        assert not pca._are_largest(upper, values[[2, 0]], q[:, [2, 0]])  # 2 was overlooked
+        assert not pca._are_largest(upper, values[[2, 1]], q[:, [2, 1]])
+
+
 def test_as_scanpy_and_sklearn_have_it():
     import scanpy as sc
     from sklearn.decomposition import PCA
