@@ -48,6 +48,11 @@ def test_turns_are_medians_of_interleaved_calls():
     calls.clear()
     _, _, result = bench_measure.around(lambda: calls.append("o"), lambda: calls.append("p") or 7, seconds=0)
     assert calls == ["o", "o", "o", "p", "o", "o"] and result == 7
+    calls.clear()
+    started = time.monotonic()
+    bench_measure.around(lambda: calls.append("o"), lambda: calls.append("p"), seconds=0, rounds=3, rest=0.002)
+    assert calls == ["o", "o", "o"] + ["p", "o", "o"] * 3
+    assert time.monotonic() - started >= 11 * 0.002  # before every call but the first
 
 
 def test_a_row_has_the_ratio_of_peer_to_ours():

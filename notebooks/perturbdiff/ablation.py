@@ -127,7 +127,7 @@ titles |= {"split_half": "half of the real cells", "control_cells": "untreated c
 # | MLP after attention | as in a usual block | equations 42 and 43 against the code |
 # | the last steps alone | as many steps as the main sampler takes, the last of the schedule, started with noise of spread 1 | the code's default (100 steps from $t = 99$) against equation 34 |
 # | one step | the network's answer to pure noise | is a chain of answers needed? |
-# | frozen vectors of genes | each cell also brings the sum of its genes' vectors, weighted by expression, through a linear map | "optionally", section B.3; not in the final models. The paper makes them of texts; here they say which genes vary together in training cells ({src}`screpro.tasks.set_diffusion.gene_vectors`) |
+# | frozen vectors of genes | each cell, noised or control, also brings the sum of its genes' vectors, weighted by its values, through a linear map that starts at zero | "optionally", section B.3; not in the final models. The paper makes them of texts; here they say which genes vary together in training cells ({src}`screpro.tasks.set_diffusion.gene_vectors`) |
 # | covariates dropped less | in one of ten mini-batches, not in half of them | the code; the paper gives no value |
 # | genes by their spread, less noise | settings that keep the signal of sparse genes above the noise | not in the paper |
 #

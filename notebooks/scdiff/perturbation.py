@@ -620,13 +620,14 @@ records.verdicts("scdiff", ["S4"], rows)
 
 # %% tags=["solution"]
 hundred = np.arange(min(100, len(generated)))
-draws = np.stack([predictor.predict(sampler="ddim", seed=s, rows=hundred)[:, top] for s in (11, 12)])
+draws = np.stack([predictor.predict(sampler="ddim quadratic", seed=s, rows=hundred)[:, top] for s in (11, 12)])
 from_noise = draws.var(axis=0, ddof=1).mean(axis=0)  # between draws with the same context, per gene
 total = draws.reshape(-1, len(top)).var(axis=0)
 print(f"share of the noise, median gene: {np.median(from_noise / np.maximum(total, 1e-12)):.1%}")
 
 # %% [markdown]
-# With 50 deterministic steps all noise is in the start. The smaller the share, the more the network acts as a function
-# of its context: given a whole cell to look at, there is little left to be uncertain about that it was trained to draw.
+# Noise comes in at the start and in every step, and the smaller its share in the end, the more the network acts as a
+# function of its context: given a whole cell to look at, there is little left to be uncertain about that it was trained
+# to draw.
 # :::{solution-end}
 # :::

@@ -581,10 +581,9 @@ display(counted(**{
 measured("PCA, 50 components")
 
 # %% [markdown]
-# This row scatters more than the others, ours and the peer alike. It is therefore the median of
-# five rounds, each side resting a fifth of a second before every call, because threads of BLAS spin that long after
-# their last call and would be charged to the next one. Nine more such measurements, each in a process of its own on
-# the same two cores (AMD EPYC), gave 5.2 to 6.2 times scanpy.
+# This row is close to its aim, so it is the median of five rounds and not one call of the peer. Each side rests a fifth
+# of a second before every call, longer than threads of BLAS go on spinning after their last one: what is called next
+# would be charged for them. Nine more such measurements on the same two cores (AMD EPYC) gave 5.2 to 6.2 times scanpy.
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 show("Naive", "kernels/frechet.py", "reference")

@@ -9,9 +9,9 @@ Where this differs from the paper (following the authors' code, with which it ag
   (``mlp="sequential"``);
 - eq. 40 concatenates features: m tokens of width 2D. Figure 2 and the text speak of attention between the tokens of
   both streams (``attention="tokens"``: 2m tokens of width D);
-- no embedding of genes, as in the paper's final models: the one learned vector that both streams get stands in its
-  place. The paper does not say how vectors of genes would enter; with ``gene_vectors`` it is their sum weighted by the
-  cell's expression, through a linear map, which is one more linear entrance of low rank.
+- no embedding of genes, as in the paper's final models: one learned vector, added to both streams, stands in its
+  place. The paper does not say how vectors of genes would enter. With ``gene_vectors`` their sum, weighted by the
+  values of the (noised) cell, is added through a linear map that starts at zero: a linear entrance of low rank.
 Where this differs from the code: the second half of the control input, always zeros there, has no weights here; layers
 that cannot change the answer are left out (5120 -> D gene layer, control head, control MLP of the last block is kept
 for its output). ``perturbdiff_authors`` translates their names and sizes.
@@ -211,6 +211,8 @@ class PerturbDiff(nn.Module):
             nn.init.normal_(layer.weight, std=0.02)
         for module in [self.leave_modulation, *(m for b in self.blocks for m in (b.modulation, b.control_modulation))]:
             nn.init.zeros_(module.weight)
+        if self.config.gene_vectors:  # a start is the network without; unit vectors of 2 000 genes would drown the rest
+            nn.init.zeros_(self.from_genes.weight)
         nn.init.normal_(self.shared)
         nn.init.normal_(self.no_condition)
 
@@ -332,7 +334,7 @@ class PerturbDiff(nn.Module):
         return x, cells
 
     def gene_part(self, x: Tensor | None) -> Tensor:
-        """What vectors of genes add to tokens of cells (B, m, G): one for all, or the expressed genes' own."""
+        """What is added to the tokens of cells x (B, m, G): the vector for all and, with `gene_vectors`, their sum."""
         if not self.config.gene_vectors or x is None:
             return self.shared
         return self.shared + self.from_genes(x @ self.genes)

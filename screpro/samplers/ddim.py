@@ -94,8 +94,17 @@ def ddim(
 
 
 def split_noise(schedule: Schedule, here: int, there: int, eta: float) -> tuple[float, float]:
-    """Factors of the old and of new noise at time step `there` < `here`; their squares add up to its variance."""
+    """Factors of the old and of new noise at time step `there` < `here`; their squares add up to its variance.
+
+    Raises
+    ------
+    ScreproError
+        `eta` is not between 0 and 1.
+    """
+    if not 0 <= eta <= 1:
+        raise ScreproError("The share of fresh noise is between 0 and 1.", got=f"eta {eta}", fix="1 is ancestral noise")
     level, before = schedule.noise[there].item(), schedule.noise[here].item()
-    through = (schedule.signal[here] / schedule.signal[there]).item()  # of x_there in x_here
-    sigma = eta * level / before * max(0.0, 1 - through**2) ** 0.5
+    # 1 - alpha_bar_t / alpha_bar_s from the steps between: as a difference of two numbers near 1 it would be rounding
+    between = -torch.expm1(torch.log1p(-schedule.beta[there + 1 : here + 1].double()).sum()).item()
+    sigma = eta * level / before * between**0.5
     return max(0.0, level**2 - sigma**2) ** 0.5, sigma

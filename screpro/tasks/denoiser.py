@@ -23,7 +23,7 @@ from screpro.training import Fit, TrainConfig, fit
 __all__ = ["SAMPLERS", "DenoiserSettings", "Trained", "build", "generate", "train"]
 
 SAMPLERS = ("ancestral", "ddim", "ddim quadratic", "one call")
-"""All T steps; DDIM in few; the network's answer to pure noise at t = T - 1."""
+"""All T steps; DDIM in few, even ones without noise or late ones with it; the answer to pure noise at t = T - 1."""
 
 
 @dataclass(frozen=True)

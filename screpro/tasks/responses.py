@@ -23,7 +23,17 @@ from screpro.metrics.perturbation import TABLE_4, Comparison, compare, null_call
 from screpro.metrics.perturbation.calls import auroc, average_precision
 from screpro.metrics.perturbation.cells import Cells, summary_side
 
-__all__ = ["DIRECTIONS", "REALISM", "ResponseSplit", "Scorer", "Scores", "constants", "hold_out", "win_rates"]
+__all__ = [
+    "DIRECTIONS",
+    "DISCRIMINATION",
+    "REALISM",
+    "ResponseSplit",
+    "Scorer",
+    "Scores",
+    "constants",
+    "hold_out",
+    "win_rates",
+]
 
 MIN_CELLS = 10
 """Cells a perturbation needs to be asked for."""

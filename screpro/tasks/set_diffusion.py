@@ -55,7 +55,7 @@ class SetDiffusionSettings:
     noise_shift: float = 1.0  # below 1: noise of every step smaller by about that factor, the repair variant
     attention: str = "features"
     mlp: str = "parallel"
-    gene_vectors: int = 0  # size of the frozen vectors of genes (`gene_vectors`); 0: one learned vector for all
+    gene_vectors: int = 0  # size of frozen vectors of genes (`gene_vectors`) beside the one learned for all; 0: none
 
 
 @dataclass(frozen=True)
@@ -203,12 +203,15 @@ def build(
 def gene_vectors(x: sp.csr_matrix, size: int) -> np.ndarray:
     """A vector of length 1 for every gene (G, size) that says which genes it varies with: its loadings on components.
 
-    Stands in for vectors that a language model makes of summaries of genes. Genes that never vary get zeros.
+    Stands in for vectors that a language model makes of summaries of genes. Genes that never vary get zeros; where
+    cells or genes are so few that there are fewer components, the last numbers are zeros.
     """
-    found = pca(x, size)
+    found = pca(x, min(size, x.shape[0] - 1, x.shape[1]))
     loadings = found.axes * np.sqrt(found.variance)
     length = np.linalg.norm(loadings, axis=1, keepdims=True)
-    return (loadings / np.where(length > 0, length, 1)).astype(np.float32)
+    varies = length > 1e-6 * length.max()  # rounding leaves others a direction too
+    vectors = np.where(varies, loadings / np.where(varies, length, 1), 0).astype(np.float32)
+    return np.pad(vectors, ((0, 0), (0, size - vectors.shape[1])))
 
 
 def train_config(settings: SetDiffusionSettings, n_items: int, *, seed: int) -> TrainConfig:

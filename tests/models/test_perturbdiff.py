@@ -92,7 +92,9 @@ def test_absent_is_zero_and_dropped_is_absent():
 
 @torch.no_grad()
 def test_frozen_vectors_of_genes_are_another_linear_entrance():
-    """What they add, the entrance could do itself; and a network of a start has them switched on."""
+    """What they add, the entrance could do itself; and a start is that of a network without them."""
+    start = network(random=False, gene_vectors=3)
+    assert not start.from_genes.weight.any() and start.from_genes.weight.requires_grad
     model, given = network(gene_vectors=3), {**inputs(), "previous": None}
     assert "genes" not in dict(model.named_parameters()) and not model.genes.any()
     model.genes.copy_(torch.randn(11, 3))

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from screpro.errors import ScreproError
-from screpro.processes.gaussian import scaled_linear
-from screpro.samplers.ddim import ddim, quadratic, strided
+from screpro.processes.gaussian import scaled_linear, shifted
+from screpro.samplers.ddim import ddim, quadratic, split_noise, strided
 from screpro.samplers.ddpm import ancestral
 
 SCHEDULE = scaled_linear()
@@ -47,7 +47,12 @@ def test_ddim_with_noise_in_quadratic_steps_gives_the_distribution():
 def test_ddim_of_all_steps_with_all_the_noise_is_ancestral_sampling():
     shared = {"schedule": SCHEDULE, "nonnegative": True}
     noisy = ddim(exact, (50, 3), **shared, generator=rng(), steps=SCHEDULE.steps, eta=1.0)
-    assert torch.allclose(noisy, ancestral(exact, (50, 3), **shared, generator=rng()), atol=2e-3)
+    assert torch.allclose(noisy, ancestral(exact, (50, 3), **shared, generator=rng()), atol=1e-4)
+    for schedule in (SCHEDULE, shifted(SCHEDULE, 0.1)):  # next to no noise: nothing may cancel
+        fresh = [split_noise(schedule, t, t - 1, 1.0)[1] ** 2 for t in range(1, 1000)]
+        np.testing.assert_allclose(fresh, schedule.posterior_variance[1:], rtol=1e-4)
+    with pytest.raises(ScreproError, match="fresh noise"):
+        split_noise(SCHEDULE, 2, 1, 1.5)
 
 
 @given(length=st.integers(1, 1000), share=st.floats(0, 1))

@@ -155,12 +155,21 @@ def test_trained_with_frozen_vectors(split):
 def test_vectors_of_genes_say_which_vary_together():
     rng = np.random.default_rng(0)
     factors = rng.normal(size=(300, 2))
-    x = np.column_stack([factors[:, [0]] * [1, 2, -1], factors[:, [1]] * [1, 3, 1], np.ones((300, 1))])
-    vectors = gene_vectors(sp.csr_matrix(x + 1e-3 * rng.normal(size=x.shape) * (x != 1)), 2)
+    x = np.column_stack([factors[:, [0]] * [1, 2, -1], factors[:, [1]] * [1, 3, 1]])
+    x = np.column_stack([x + 1e-3 * rng.normal(size=x.shape), np.full(300, 0.7)]).astype(np.float32)
+    vectors = gene_vectors(sp.csr_matrix(x), 2)
     alike = vectors @ vectors.T
     expected = np.kron(np.eye(2), np.ones((3, 3))) * np.outer([1, 1, -1, 1, 1, 1], [1, 1, -1, 1, 1, 1])
     np.testing.assert_allclose(alike[:6, :6], expected, atol=0.2)
     np.testing.assert_array_equal(vectors[6], 0)
+
+
+def test_few_cells_have_few_components():
+    x = np.random.default_rng(0).poisson(0.4, (9, 30)).astype(np.float32)
+    x[:, :4] = 0
+    vectors = gene_vectors(sp.csr_matrix(x), 32)
+    assert vectors.shape == (30, 32) and not vectors[:4].any() and not vectors[:, 8:].any()
+    np.testing.assert_allclose(np.linalg.norm(vectors[x.any(0)], axis=1), 1, rtol=1e-5)
 
 
 def test_a_network_with_vectors_of_genes_trains_and_draws(split):
