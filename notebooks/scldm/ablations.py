@@ -55,7 +55,6 @@ flow_steps: int | None = None  # training steps of the latent flow; None takes t
 # **Table 12**, one data set, one run each:
 
 # %% tags=["hide-input"]
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -350,7 +349,8 @@ for axes, (what, sizes) in zip(panels, series.items(), strict=True):
             axes.plot(places, values, "o", ms=3.5, alpha=0.5, mew=0, color=PALETTE[number])
         axes.plot(places, found.mean(), color=PALETTE[number], label=f"{key[0]} ({key[1]})")
         for column in columns[1:]:
-            lines.append((what, *key, column.split("_")[1], mean_and_sd(found[column].dropna()), found[column].count()))
+            if len(pairs := found[column].dropna()):
+                lines.append((what, *key, column.split("_")[1], mean_and_sd(pairs), len(pairs)))
     axes.axhline(0, color="0.6", lw=0.8)
     if not columns:
         axes.text(0.5, 0.6, "not run\nat this tier", ha="center", color="0.4", transform=axes.transAxes)
@@ -381,17 +381,9 @@ table_of_series.set_index(["series", "data", "setting"])
 # taken:
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-tried = rows[(rows["item"] == "tuning") & (rows["metric"] == "re_nb_nll")]
-if len(tried):
-    rate = tried["metric_variant"].map(lambda variant: json.loads(variant)["learning_rate"])
-    by_rate = tried.assign(**{"learning rate": rate}).pivot_table(
-        index=["dataset", "method"], columns="learning rate", values="value", sort=False
-    )
-    by_rate = by_rate.rename(index=titles).sort_index(axis=1)
-    shown = by_rate.style.format("{:.1f}").highlight_min(axis=1, props="font-weight: bold")
-else:
-    shown = Markdown("Not chosen in the runs shown: one rate serves all.")
-shown
+records.tried_table(rows, "learning_rate", metric="re_nb_nll", titles=titles) or Markdown(
+    "Not chosen in the runs shown: one rate serves all."
+)
 
 # %% tags=["hide-input"]
 part = rows[rows["item"].isin(["Figure 4", "X-longer"]) & rows["metric"].isin(["re_nb_nll", "latent_spread", "seconds"])]

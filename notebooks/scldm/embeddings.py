@@ -63,7 +63,6 @@ epochs: int | None = None  # passes of the auto-encoders over the training cells
 # training cells is not said.
 
 # %% tags=["hide-input"]
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -415,16 +414,9 @@ parameters.map("{:,.0f}".format) + (parameters / parameters.iloc[0]).map(" ({:.1
 # The rate of each size, by the error of validation cells in nats (the smallest is taken):
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-tried = rows[(rows["item"] == "tuning") & (rows["metric"] == "re_nb_nll")]
-if len(tried):
-    rate = tried["metric_variant"].map(lambda variant: json.loads(variant)["learning_rate"])
-    table = tried.assign(**{"learning rate": rate}).pivot_table(
-        index=["dataset", "method"], columns="learning rate", values="value", sort=False
-    )
-    shown = table.sort_index(axis=1).style.format("{:.1f}").highlight_min(axis=1, props="font-weight: bold")
-else:
-    shown = Markdown("Not chosen in the runs shown: one rate serves all sizes.")
-shown
+records.tried_table(rows, "learning_rate", metric="re_nb_nll", titles=TITLES) or Markdown(
+    "Not chosen in the runs shown: one rate serves all sizes."
+)
 
 # %% tags=["hide-input"]
 kinds = {"depth": "trivial", "noise": "trivial", "global_mean": "trivial"}

@@ -9,7 +9,7 @@ from screpro.records.claims import Claim, load_claims, verdict, verdicts
 from screpro.records.paper import figures, heldout, inventory, paper_values
 from screpro.records.results import Run, load_results, read_results, start, write_results
 from screpro.records.rules import Verdict
-from screpro.records.tables import Table, facts_table, paper_table, side_by_side
+from screpro.records.tables import Table, facts_table, paper_table, side_by_side, tried_table
 from screpro.records.timings import load_timings, timings_table
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "side_by_side",
     "start",
     "timings_table",
+    "tried_table",
     "verdict",
     "verdicts",
     "write_results",

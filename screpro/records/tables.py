@@ -1,5 +1,6 @@
 """Tables: what a paper prints, and the same beside what came out here."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -14,8 +15,9 @@ from screpro.records.sources import nearest
 if TYPE_CHECKING:
     import pandas as pd
     from IPython.display import Markdown
+    from pandas.io.formats.style import Styler
 
-__all__ = ["Table", "facts_table", "paper_table", "side_by_side", "spread"]
+__all__ = ["Table", "facts_table", "paper_table", "side_by_side", "spread", "tried_table"]
 
 KINDS = ("model", "baseline", "trivial", "ceiling")
 SEEDS = 3  # of a comparison that a verdict counts, as in the rules of claims
@@ -334,3 +336,29 @@ def facts_table(facts: Mapping[str, object]) -> "Markdown":
 
 def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def tried_table(rows: "pd.DataFrame", option: str, *, metric: str, titles: Mapping[str, str]) -> "Styler | None":
+    """What tuning found with each value of one option, by data set and method, the smallest in bold; None untuned.
+
+    Parameters
+    ----------
+    rows
+        Result rows; those of item "tuning" carry their options as JSON in ``metric_variant``.
+    option
+        The option, such as "learning_rate".
+    metric
+        What was compared; smaller is better.
+    titles
+        Method -> what it is called.
+    """
+    tried = rows[(rows["item"] == "tuning") & (rows["metric"] == metric)]
+    if tried.empty:
+        return None
+    name = option.replace("_", " ")
+    values = tried["metric_variant"].map(lambda variant: json.loads(variant)[option])
+    table = tried.assign(**{name: values}).pivot_table(
+        index=["dataset", "method"], columns=name, values="value", sort=False
+    )
+    table = table.sort_index(axis=1).rename(columns="{:g}".format).rename(index=titles)
+    return table.style.format("{:.1f}", na_rep="–").highlight_min(axis=1, props="font-weight: bold")

@@ -1,5 +1,6 @@
 """Paired comparison, claims decided from rows, and the table that shows both sides."""
 
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 
 from screpro.errors import ScreproError
-from screpro.records import Claim, facts_table, load_claims, paper_table, side_by_side, verdict
+from screpro.records import Claim, facts_table, load_claims, paper_table, side_by_side, tried_table, verdict
 from screpro.records.claims import WORDS
 from screpro.records.compare import compare, heaviest, plain, standard_error
 from screpro.records.results import check_row, to_frame
@@ -324,3 +325,23 @@ def test_a_file_of_ones_own_has_a_column_and_decides_nothing():
 def test_facts_may_hold_bars():
     said = facts_table({"types | cells": "T CD4 | naive (15)", "genes": 765}).data.splitlines()
     assert said[2:] == [r"| types \| cells | T CD4 \| naive (15) |", "| genes | 765 |"]
+
+
+def test_what_tuning_tried_is_a_line_for_each_method_with_the_smallest_in_bold():
+    tried = [("a", 1e-3, 3.0), ("a", 3e-4, 2.0), ("b", 1e-3, 5.0)]
+    rows = pd.DataFrame(
+        [
+            {"item": "tuning", "metric": "re_nb_nll", "dataset": "cells", "method": method, "value": value}
+            | {"metric_variant": json.dumps({"learning_rate": rate, "width": 8})}
+            for method, rate, value in tried
+        ]
+    )
+    table = tried_table(rows, "learning_rate", metric="re_nb_nll", titles={"a": "Small"})
+    assert table.columns.tolist() == ["0.0003", "0.001"] and table.index.tolist() == [
+        ("cells", "Small"),
+        ("cells", "b"),
+    ]
+    html = table.to_html()
+    bold = html.split("font-weight: bold")[0]  # the cells that the style names
+    assert "row0_col0" in bold and "row1_col1" in bold and "row0_col1" not in bold and "–" in html
+    assert tried_table(rows, "learning_rate", metric="mse", titles={}) is None
