@@ -526,7 +526,7 @@ for metric, caption in names.items():
 # **On `papalexi_thp1` it is the auto-encoder that fails.** All cells there are of one line, and in the passes that tier
 # `laptop` gives it, it learns the mean cell and little about what tells cells apart. A trial that is not recorded, so that
 # no number of it stands here: a linear classifier tells knock-outs of *IFNGR1*, *JAK2* and *STAT1* from control cells by
-# their counts, and by their latents no better than a coin; real held-out cells, encoded and decoded, are no nearer to
+# their counts, and by their latents hardly better than a coin; real held-out cells, encoded and decoded, are no nearer to
 # their own perturbation than cells drawn by the flow. What a flow on such latents scores says nothing about guidance or
 # conditioning, and the part of the verdicts below that rests on this set is about an auto-encoder trained too short.
 
