@@ -527,7 +527,7 @@ for metric, caption in names.items():
 # auto-encoder (14 there) was thrown away: it had learned the mean cell and little of what tells cells apart. A linear
 # classifier told knock-outs of *IFNGR1*, *JAK2* and *STAT1* from control cells by their counts, and by their latents
 # hardly better than a coin; after 36 passes it did so as well by latents as by counts. A flow can only draw what the
-# latents hold: before trusting a row of any set, see that scLDM's error above is not that of a mean cell. `epochs` sets
+# latents hold: before trusting a row of any set, see that scLDM's error below is not that of a mean cell. `epochs` sets
 # the passes.
 
 # %% tags=["hide-input"]
