@@ -501,12 +501,13 @@ legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lowe
 # export SCREPRO_ARC_STATE_PYTHON="$PWD/arc/bin/python" SCREPRO_CELLFLOW_PYTHON="$PWD/cellflow/bin/python"
 # ```
 #
-# Tried with torch 2.13.0, transformers 5.23.0 and cell-load 0.10.4, and with jax 0.10.2, ott-jax 0.6.0, flax 0.12.8 and
-# diffrax 0.7.2 (`requests` is imported by the second package, which does not ask for it). STATE runs through its
-# command line at the sizes of STATE-like. CellFlow's flow knows no perturbation "control": here control cells are
-# targets under a label of their own, so that the null test can be asked. Where settings are chosen, validation cells say
-# whether a cell is rebuilt from components alone, as the package does it, or keeps what they leave out of the control
-# cell that it started from. Their seconds hold the start of another Python and, for CellFlow, compiling.
+# Tried with torch 2.13.0 and 2.15.0 (the recorded run), transformers 5.23.0 and cell-load 0.10.4, and with jax 0.10.2,
+# ott-jax 0.6.0, flax 0.12.8 and diffrax 0.7.2 (`requests` is imported by the second package, which does not ask for
+# it). STATE runs through its command line at the sizes of STATE-like. CellFlow's flow knows no perturbation "control":
+# here control cells are targets under a label of their own, so that the null test can be asked. Where settings are
+# chosen, validation cells say whether a cell is rebuilt from components alone, as the package does it, or keeps what
+# they leave out of the control cell that it started from. Their seconds hold the start of another Python and, for
+# CellFlow, compiling.
 
 # %%
 experiment.compare_methods(run, split, protocol, chosen_methods, made=made)
