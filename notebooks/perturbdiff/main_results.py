@@ -522,7 +522,8 @@ main = rows[rows["metric_variant"] == ""]
 # replicate of one cell line, which makes contexts far more alike than the paper's. In `kang_1k` interferon is the only
 # perturbation; stimulated cells of two donors are held out, those of one are known. There is nothing to choose settings
 # on, so every method runs with its first ones; nothing to tell an effect from, so discrimination is not asked; and a win
-# rate is that of a single perturbation. At tier `ci` networks are trained for seconds: its columns show that the page
+# rate is that of a single perturbation. CellFlow's package rebuilds cells from components alone there, which costs it
+# what CellFlow-like keeps of a control cell: its rows are of that setting, not of the better of two. At tier `ci` networks are trained for seconds: its columns show that the page
 # works, not what the methods can do.
 
 # %% tags=["hide-input"]

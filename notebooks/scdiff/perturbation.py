@@ -418,7 +418,7 @@ display(table(None, "energy_distance_u", "Energy distance to the real stimulated
 # %% [markdown]
 # ### How many steps?
 #
-# The paper draws with all 1000 steps. Fifty do as well where they are spent well: closer together where there is little
+# The paper draws with all 1000 steps. Fifty can do as well where they are spent well: closer together where there is little
 # noise (time steps that grow as squares), and with the noise of ancestral sampling in each, DDIM with
 # $\eta = 1$ ({src}`screpro.samplers.ddim`). The difference to these 50 steps and to a single network call, in R² of the same
 # trained networks:
