@@ -3,7 +3,8 @@
 One training of scLDM per seed, its auto-encoder included, serves four questions: the comparison (Table 3, Figure 13),
 the guidance weight (Table 3), joint against additive conditioning (Table 15: a second flow on the same auto-encoder)
 and the library size of pairs without training cells. Rows of each stand under their own variant, so that the claims on
-them never mix: "guidance 1", "guidance", "conditioning" and "library".
+them never mix: "guidance 1", "guidance", "conditioning" and "library". Two more look at the auto-encoder alone, which
+has to be good before a flow on it can be: "held-out pairs" (reconstruction, Table 14) and "told from control".
 
 The printed spread of scLDM is over samples of one training; ours is over trainings, for it and for the baselines alike.
 """
@@ -23,7 +24,8 @@ from screpro.tasks import autoencoder
 from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.flow import FlowSettings, nb_counts
 from screpro.tasks.perturbed_cells import CellModel, HeldOutPairs, normalised, train_cell_model
-from screpro.tasks.perturbed_cells_scores import DISTANCES, EFFECTS, PairScorer
+from screpro.tasks.perturbed_cells_scores import DISTANCES, EFFECTS, PairScorer, told_from_control
+from screpro.tasks.reconstruction import global_law
 from screpro.tasks.tuning import progress
 
 __all__ = ["BOUND", "CEILING", "METHODS", "Models", "Protocol", "compare_methods", "options_of", "train_models"]
@@ -99,6 +101,7 @@ def compare_methods(
     """
     scorer = PairScorer(held)
     _add_ceiling(run, scorer, protocol)
+    _add_floor(run, held, protocol)
     several = any(len({p for k, p in held.pairs if k == kind}) > 1 for kind, _ in held.pairs)
     skipped = {"context_mean"} if len(held.train.perturbations) == 2 else set()
     units = [
@@ -173,10 +176,27 @@ def _add_ceiling(run: Run, scorer: PairScorer, protocol: Protocol) -> None:
     _add(run, scorer.effects_ceiling(), {**row, "metric_variant": "guidance 1"}, EFFECTS)
 
 
+def _add_floor(run: Run, held: HeldOutPairs, protocol: Protocol) -> None:
+    """What the auto-encoder is to beat, one profile for all cells, and what it is to keep of the counts; no seed."""
+    base = {"dataset": protocol.dataset, "split": protocol.split, "seed": None, **_sizes(held)}
+    if run.done(**base, method="counts"):  # the last row
+        return
+    _add_reconstruction(run, held, *global_law(held.train.counts)(held.test.counts), "global_mean", base)
+    seen = (normalised(cells.counts).toarray() for cells in (held.train, held.test))
+    _add_told(run, told_from_control(held, *seen), {**base, "method": "counts"})
+
+
+def _add_told(run: Run, areas: np.ndarray, row: Mapping[str, Any]) -> None:
+    run.add(
+        **row, item="section 4.2", metric="roc_auc", metric_variant="told from control", value=float(areas.mean()),
+        unit="area", direction="higher",
+    )  # fmt: skip
+
+
 def _study(
     run: Run, held: HeldOutPairs, scorer: PairScorer, protocol: Protocol, models: Models, made: Any, *, seed: int
 ) -> None:
-    """Rows on guidance, conditioning, library size and reconstruction of one training; `made` is joint at weight 1."""
+    """Rows on guidance, conditioning, library size and auto-encoder of one training; `made` is joint at weight 1."""
     base = {"dataset": protocol.dataset, "split": protocol.split, "seed": seed, **_sizes(held)}
     plain = scorer.distances(made)
 
@@ -195,6 +215,9 @@ def _study(
     add("one_count", "library", distances(models.joint, one_count=True), item="section 4.2")
     mean, theta = autoencoder.reconstruct(models.trained.model, held.test.counts)
     _add_reconstruction(run, held, mean, theta, "scldm", base)
+    encoder = models.trained.model
+    codes = (autoencoder.encode(encoder, c.counts).flatten(1).numpy() for c in (held.train, held.test))
+    _add_told(run, told_from_control(held, *codes), {**base, "method": "latents"})
     again = normalised(nb_counts(mean, theta, rng=np.random.default_rng(seed)))
     row = {**base, "method": BOUND, "metric_variant": "halves"}
     _add(run, scorer.distances(again, halves=True), row, DISTANCES)
@@ -214,7 +237,7 @@ def _add_reconstruction(
     run: Run, held: HeldOutPairs, mean: np.ndarray, theta: np.ndarray, method: str, base: Mapping[str, Any]
 ) -> None:
     """Table 14 on the held-out cells: error in nats, correlation and squared error of one draw."""
-    counts, seed = held.test.counts, base["seed"]
+    counts, seed = held.test.counts, base["seed"] or 0
     row = {**base, "method": method, "item": "Table 14", "metric_variant": "held-out pairs"}
     value = re_nb_nll(counts, mean, theta)
     run.add(**row, metric="re_nb_nll", value=value, unit="nats", direction="lower")

@@ -19,7 +19,7 @@ from screpro.tasks.perturbed_cells import (
     put_in_effects,
     train_cell_model,
 )
-from screpro.tasks.perturbed_cells_scores import DISTANCES, EFFECTS, PairScorer
+from screpro.tasks.perturbed_cells_scores import DISTANCES, EFFECTS, PairScorer, told_from_control
 
 AE = AutoEncoderSettings(width=16, tokens=4, channels=4, layers=1, heads=2, cross_heads=2, epochs=2)
 FLOW = FlowSettings(width=16, layers=1, heads=2, steps=40, batch_size=64)
@@ -185,10 +185,24 @@ def test_the_experiment_writes_rows_once(held, tmp_path, monkeypatch):
     assert variants["guidance"] == {"guidance_1", "guidance_5"}
     assert variants["conditioning"] == {"joint", "additive"}
     assert variants["library"] == {"main_effects", "one_count"}
-    assert variants["held-out pairs"] == {"scldm", "scvi"}
+    assert variants["held-out pairs"] == {"scldm", "scvi", "global_mean"}
+    assert variants["told from control"] == {"counts", "latents"}
     assert variants["halves"] == {*methods, experiment.CEILING, experiment.BOUND}
     same = rows[rows["metric"] == "w2_exact"].set_index(["method", "metric_variant"])["value"]
     assert same["scldm", "guidance 1"] == same["guidance_1", "guidance"] == same["joint", "conditioning"]
     assert set(rows.loc[rows["metric_variant"] == "guidance 1", "metric"]) >= {*DISTANCES, *EFFECTS}
     experiment.compare_methods(run, held, protocol, methods)
     assert len(run.frame()) == len(rows)
+
+
+def test_told_from_control(held):
+    """Vectors that hold the perturbation tell the cells of a pair; vectors of noise and those of a type do not."""
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(size=(len(c.cell_type), 5)) for c in (held.train, held.test)]
+    shift = [c.perturbation[:, None] * np.eye(5)[0] * 20 for c in (held.train, held.test)]
+    kind = [c.cell_type[:, None] * np.eye(5)[1] * 20 for c in (held.train, held.test)]
+    assert told_from_control(held, *(a + b for a, b in zip(noise, shift, strict=True))) == pytest.approx(1)
+    for vectors in (noise, [a + b for a, b in zip(noise, kind, strict=True)]):
+        found = told_from_control(held, *vectors)
+        assert found.shape == (len(held.pairs),)
+        assert np.abs(found - 0.5).max() < 0.25
