@@ -504,9 +504,9 @@ legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lowe
 # Tried with torch 2.13.0 and 2.15.0 (the recorded run), transformers 5.23.0 and cell-load 0.10.4, and with jax 0.10.2,
 # ott-jax 0.6.0, flax 0.12.8 and diffrax 0.7.2 (`requests` is imported by the second package, which does not ask for
 # it). STATE runs through its command line at the sizes of STATE-like. CellFlow's flow knows no perturbation "control":
-# here control cells are targets under a label of their own, so that the null test can be asked. Where settings are
-# chosen, validation cells say whether a cell is rebuilt from components alone, as the package does it, or keeps what
-# they leave out of the control cell that it started from. Their seconds hold the start of another Python and, for
+# here control cells are targets under a label of their own, so that the null test can be asked. A cell of CellFlow keeps
+# what components leave out of the control cell that it started from, as in CellFlow-like; where settings are chosen,
+# validation cells may prefer one that is rebuilt from components alone, as the package does it. Their seconds hold the start of another Python and, for
 # CellFlow, compiling.
 
 # %%
@@ -521,10 +521,9 @@ main = rows[rows["metric_variant"] == ""]
 # printed number. `simulated_atlas` is drawn from a model whose effects are known; in `papalexi_thp1` the context is a
 # replicate of one cell line, which makes contexts far more alike than the paper's. In `kang_1k` interferon is the only
 # perturbation; stimulated cells of two donors are held out, those of one are known. There is nothing to choose settings
-# on, so every method runs with its first ones; nothing to tell an effect from, so discrimination is not asked; and a win
-# rate is that of a single perturbation. CellFlow's package rebuilds cells from components alone there, which costs it
-# what CellFlow-like keeps of a control cell: its rows are of that setting, not of the better of two. At tier `ci` networks are trained for seconds: its columns show that the page
-# works, not what the methods can do.
+# on, so every method runs with its first ones; nothing to tell an effect from, so discrimination is not asked; and no win
+# rate of several perturbations. At tier `ci` networks are trained for seconds: its columns show that the page works, not
+# what the methods can do.
 
 # %% tags=["hide-input"]
 same = {"perturbdiff_pbmc": "PBMC", "perturbdiff_tahoe100m": "Tahoe100M", "perturbdiff_replogle": "Replogle"}
@@ -744,8 +743,8 @@ Markdown("\n".join(lines))
 # %% [markdown]
 # ### Win rates
 #
-# All scores of Figures 4 and 15, over seeds. Share of the held-out perturbations where the model is at least as good as the STATE-like network, mean over seeds;
-# strictly better in brackets. The paper prints above 96 % for AUROC, AUPRC and DEPrec, and above 88 % for PDS on PBMC.
+# All scores of Figures 4 and 15: share of the held-out perturbations where the model is at least as good as the
+# STATE-like network, mean over seeds; strictly better in brackets. A set with a single perturbation has none. The paper prints above 96 % for AUROC, AUPRC and DEPrec, and above 88 % for PDS on PBMC.
 
 # %% tags=["hide-input"]
 wins = rows[rows["metric"] == "win_rate"].copy()

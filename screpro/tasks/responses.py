@@ -271,8 +271,9 @@ def _mean(value: Sequence[float] | np.ndarray) -> float:
 def win_rates(own: Scores, other: Scores) -> dict[str, tuple[float, float]]:
     """Share of perturbations that score at least as well as with another method, and strictly better.
 
-    Of Table 4's scores those that a perturbation has by itself, each over the perturbations where both have it. Equal
-    scores count as a win in the paper: two methods that are both at 0, or both say the same, win everything.
+    Of Table 4's scores those that a perturbation has by itself, each over the perturbations where both have it, if
+    these are several: the share of a single one is 0 or 1. Equal scores count as a win in the paper: two methods that
+    are both at 0, or both say the same, win everything.
     """
     rates = {}
     for function in TABLE_4.values():
@@ -281,7 +282,7 @@ def win_rates(own: Scores, other: Scores) -> dict[str, tuple[float, float]]:
         sign = 1 if DIRECTIONS[name] == "higher" else -1
         gap = sign * (own.each[name] - other.each[name])
         gap = gap[np.isfinite(gap)]
-        if len(gap):
+        if len(gap) > 1:
             rates[name] = float((gap >= 0).mean()), float((gap > 0).mean())
     return rates
 

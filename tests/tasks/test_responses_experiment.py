@@ -53,6 +53,8 @@ def test_win_rates_count_ties_both_ways_and_turn_errors_around():
     rates = win_rates(own, other)
     assert rates == {"de_auroc": (pytest.approx(2 / 3), pytest.approx(1 / 3)), "mae_of_means": (0.5, 0.25)}
     assert win_rates(own, own)["mae_of_means"] == (1.0, 0.0)
+    single = scored(de_auroc=[0.6, np.nan], mae_of_means=[0.1, 0.2], called_unchanged=[0, 0])
+    assert set(win_rates(single, single)) == {"mae_of_means"}  # the rate of one perturbation is no rate
 
 
 def test_floors_are_what_calling_every_gene_and_one_answer_for_all_get(split):
