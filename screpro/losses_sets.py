@@ -50,11 +50,11 @@ def set_loss(predicted: Tensor, x0: Tensor, scale: str = "code") -> Tensor:
         raise ScreproError("A loss has a scale.", got=repr(scale), fix=f"choose one of {', '.join(SCALES)}")
     if scale == "energy only":
         return energy_loss(predicted, x0)
-    squares = (predicted - x0).square().mean((1, 2))
     if scale == "squares only":
-        return squares
-    energy = energy_loss(predicted, x0)  # half of the energy distance
-    return energy + squares if scale == "code" else 2 * energy + x0.shape[-1] * squares
+        return (predicted - x0).square().mean((1, 2))
+    if scale == "code":
+        return energy_loss(predicted, x0, squares=1)  # half of the energy distance, and the squares
+    return 2 * energy_loss(predicted, x0, squares=x0.shape[-1] / 2)
 
 
 class HybridLoss:

@@ -74,6 +74,8 @@ def fit_predict(
     from torch import nn
     from torch.nn import functional as F
 
+    from screpro.kernels.linear import Linear
+
     genes = keep_genes(train.x)
     types, target = np.unique(train.cell_type, return_inverse=True)
     x, query = _log2(train.x, genes), _log2(test.x, genes)
@@ -81,7 +83,7 @@ def fit_predict(
     with contained_torch(seed=seed, threads=threads):
         generator = torch.Generator().manual_seed(seed)
         widths = (len(genes), *HIDDEN, len(types))
-        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
+        layers = [Linear(a, b) for a, b in pairwise(widths)]
         for layer in layers:
             nn.init.xavier_uniform_(layer.weight, generator=generator)
             nn.init.zeros_(layer.bias)

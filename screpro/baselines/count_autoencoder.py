@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.kernels.linear import Linear
 from screpro.kernels.nb import nb_softmax_nll
 from screpro.training import Fit, TrainConfig
 from screpro.training import fit as fit_network
@@ -193,8 +194,8 @@ def fit(
 def _perceptron(sizes: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(sizes[:-1]):
-        layers += [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.ELU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+        layers += [Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.ELU()]
+    return nn.Sequential(*layers, Linear(sizes[-2], sizes[-1]))
 
 
 def _log_normalised(counts: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from screpro.baselines.perturbation_networks import stack, tensors, train_network
+from screpro.kernels.linear import Linear
 
 if TYPE_CHECKING:
     from screpro.tasks.perturbation import StateCells
@@ -43,12 +44,12 @@ class Cpa(nn.Module):
         self, n_genes: int, n_types: int, width: int, layers: int, latent: int, *, dropout: float, n_states: int = 2
     ):
         super().__init__()
-        self.encoder = nn.Sequential(stack(n_genes, width, layers, dropout=dropout), nn.Linear(width, latent))
-        self.decoder = nn.Sequential(stack(latent, width, layers, dropout=dropout), nn.Linear(width, n_genes))
+        self.encoder = nn.Sequential(stack(n_genes, width, layers, dropout=dropout), Linear(width, latent))
+        self.decoder = nn.Sequential(stack(latent, width, layers, dropout=dropout), Linear(width, n_genes))
         self.type_vectors = nn.Embedding(n_types, latent)
         self.state_vectors = nn.Embedding(n_states, latent)
-        self.type_reader = nn.Sequential(stack(latent, 64, 2, dropout=dropout), nn.Linear(64, n_types))
-        self.state_reader = nn.Sequential(stack(latent, 64, 2, dropout=dropout), nn.Linear(64, n_states))
+        self.type_reader = nn.Sequential(stack(latent, 64, 2, dropout=dropout), Linear(64, n_types))
+        self.state_reader = nn.Sequential(stack(latent, 64, 2, dropout=dropout), Linear(64, n_states))
 
     def decode(self, z: Tensor, cell_type: Tensor, state: Tensor) -> Tensor:
         return self.decoder(z + self.type_vectors(cell_type) + self.state_vectors(state))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from screpro.baselines.perturbation_networks import Encoder, bound, drawn, one_hot, stack, tensors, train_network
+from screpro.kernels.linear import Linear
 
 if TYPE_CHECKING:
     from screpro.tasks.perturbation import StateCells
@@ -28,9 +29,7 @@ class ConditionalVae(nn.Module):
     def __init__(self, n_genes: int, n_labels: int, width: int, layers: int, latent: int, *, dropout: float):
         super().__init__()
         self.encoder = Encoder(n_genes + n_labels, width, layers, latent, dropout=dropout)
-        self.decoder = nn.Sequential(
-            stack(latent + n_labels, width, layers, dropout=dropout), nn.Linear(width, n_genes)
-        )
+        self.decoder = nn.Sequential(stack(latent + n_labels, width, layers, dropout=dropout), Linear(width, n_genes))
 
     def encode(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return self.encoder(torch.cat([x, labels], 1))

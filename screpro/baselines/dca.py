@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from screpro.baselines.common import contained_torch
 from screpro.errors import ScreproError
+from screpro.kernels.linear import Linear
 
 __all__ = ["CountAutoencoder", "Trained", "impute", "seconds_per_epoch", "train", "zinb_nll"]
 
@@ -68,10 +69,10 @@ class CountAutoencoder(nn.Module):
         for units in hidden:
             norm = nn.BatchNorm1d(units, eps=1e-3, momentum=0.01)
             norm.weight.requires_grad_(False)  # no scale, as the authors have it
-            layers += [nn.Linear(width, units), norm, nn.ReLU()]
+            layers += [Linear(width, units), norm, nn.ReLU()]
             width = units
         self.body = nn.Sequential(*layers)
-        self.heads = nn.ModuleList(nn.Linear(width, n_genes) for _ in range(3 if zero_inflated else 2))
+        self.heads = nn.ModuleList(Linear(width, n_genes) for _ in range(3 if zero_inflated else 2))
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight, generator=generator)

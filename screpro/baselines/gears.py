@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from screpro.data.gene_graph import coexpression_graph, normalised
+from screpro.kernels.linear import Linear
 from screpro.models.graph_conditioner import SimpleGraphConvolution, sparse_tensor
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _mlp(*sizes: int) -> nn.Sequential:
     """Linear and BatchNorm for each pair of sizes, ReLU between them."""
     layers: list[nn.Module] = []
     for a, b in pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()]
+        layers += [Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 

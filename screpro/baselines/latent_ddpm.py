@@ -27,6 +27,7 @@ from screpro.baselines.count_autoencoder import SCDIFFUSION
 from screpro.baselines.count_autoencoder import fit as fit_autoencoder
 from screpro.baselines.generation import Generated
 from screpro.baselines.latent_flow import ConditionedMlp
+from screpro.kernels.linear import Linear
 from screpro.models.blocks import time_embedding
 from screpro.processes.gaussian import Schedule, linear
 from screpro.samplers.ddpm import Denoiser, ancestral
@@ -43,10 +44,10 @@ class NoisyClassifier(nn.Module):
 
     def __init__(self, latent: int, n_labels: int, *, width: int):
         super().__init__()
-        self.enter = nn.Linear(latent, width)
-        self.time = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
-        self.body = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.leave = nn.Linear(width, n_labels)
+        self.enter = Linear(latent, width)
+        self.time = nn.Sequential(Linear(TIME_WIDTH, width), nn.SiLU(), Linear(width, width))
+        self.body = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), Linear(width, width), nn.SiLU())
+        self.leave = Linear(width, n_labels)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.leave(self.body(self.enter(x) + self.time(time_embedding(t, TIME_WIDTH))))

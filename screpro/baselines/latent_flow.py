@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from screpro.baselines.count_autoencoder import fit as fit_autoencoder
 from screpro.baselines.generation import Generated
+from screpro.kernels.linear import Linear
 from screpro.models.blocks import time_embedding
 from screpro.processes.interpolant import VelocityLoss, interpolate
 from screpro.samplers import guidance
@@ -35,15 +36,15 @@ class ConditionedMlp(nn.Module):
 
     def __init__(self, latent: int, n_labels: int, *, width: int, layers: int, library: bool):
         super().__init__()
-        self.enter = nn.Linear(latent, width)
-        self.time = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
+        self.enter = Linear(latent, width)
+        self.time = nn.Sequential(Linear(TIME_WIDTH, width), nn.SiLU(), Linear(width, width))
         self.labels = nn.Embedding(n_labels + 1, width)  # the last row is no label
-        self.library = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width)) if library else None
+        self.library = nn.Sequential(Linear(1, width), nn.SiLU(), Linear(width, width)) if library else None
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            nn.Sequential(nn.LayerNorm(width), Linear(width, width), nn.SiLU(), Linear(width, width))
             for _ in range(layers)
         )
-        self.leave = nn.Linear(width, latent)
+        self.leave = Linear(width, latent)
 
     def forward(self, z: Tensor, t: Tensor, label: Tensor, library: Tensor | None = None) -> Tensor:
         """Latents (B, k), times (B,), labels (B,), standardised library sizes (B,) -> (B, k)."""

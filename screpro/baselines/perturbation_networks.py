@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.kernels.linear import Linear
 from screpro.training import Fit, TrainConfig, fit
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def stack(n_in: int, width: int, layers: int, *, dropout: float) -> nn.Sequentia
         )
     blocks: list[nn.Module] = []
     for size in [n_in, *[width] * (layers - 1)]:
-        blocks += [nn.Linear(size, width), nn.BatchNorm1d(width), nn.LeakyReLU(), nn.Dropout(dropout)]
+        blocks += [Linear(size, width), nn.BatchNorm1d(width), nn.LeakyReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*blocks)
 
 
@@ -37,8 +38,8 @@ class Encoder(nn.Module):
     def __init__(self, n_in: int, width: int, layers: int, latent: int, *, dropout: float):
         super().__init__()
         self.body = stack(n_in, width, layers, dropout=dropout)
-        self.mean = nn.Linear(width, latent)
-        self.log_variance = nn.Linear(width, latent)
+        self.mean = Linear(width, latent)
+        self.log_variance = Linear(width, latent)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.body(x)

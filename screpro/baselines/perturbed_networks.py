@@ -91,6 +91,7 @@ def cpa(
 
     from screpro.baselines.cpa import Cpa
     from screpro.baselines.perturbation_networks import stack, train_network
+    from screpro.kernels.linear import Linear
     from screpro.tasks.perturbed_cells import normalised
 
     x = torch.from_numpy(normalised(train.counts).toarray())
@@ -101,7 +102,7 @@ def cpa(
         model = Cpa(x.shape[1], n_types, width, layers, latent, dropout=dropout)
         if n_perturbations > 2:
             model.state_vectors = nn.Embedding(n_perturbations, latent)
-            model.state_reader = nn.Sequential(stack(latent, 64, 2, dropout=dropout), nn.Linear(64, n_perturbations))
+            model.state_reader = nn.Sequential(stack(latent, 64, 2, dropout=dropout), Linear(64, n_perturbations))
         return model
 
     def loss(model: nn.Module, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.kernels.linear import Linear
 from screpro.models.blocks import time_embedding
 from screpro.training import TrainConfig, fit
 
@@ -37,15 +38,15 @@ class ToldMlp(nn.Module):
                 got=f"{layers} layers of {width}",
                 fix="raise them",
             )
-        self.enter = nn.Linear(n_in, width)
-        self.time = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
+        self.enter = Linear(n_in, width)
+        self.time = nn.Sequential(Linear(TIME_WIDTH, width), nn.SiLU(), Linear(width, width))
         self.labels = nn.ModuleDict({name: nn.Embedding(n, width) for name, n in labels.items()})
-        self.see = nn.Sequential(nn.Linear(shown, width), nn.SiLU(), nn.Linear(width, width)) if shown else None
+        self.see = nn.Sequential(Linear(shown, width), nn.SiLU(), Linear(width, width)) if shown else None
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            nn.Sequential(nn.LayerNorm(width), Linear(width, width), nn.SiLU(), Linear(width, width))
             for _ in range(layers)
         )
-        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n_in))
+        self.leave = nn.Sequential(nn.LayerNorm(width), Linear(width, n_in))
         nn.init.zeros_(self.leave[1].weight)
         nn.init.zeros_(self.leave[1].bias)
 

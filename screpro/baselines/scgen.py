@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from screpro.baselines.arithmetic import mean_change
 from screpro.baselines.perturbation_networks import Encoder, bound, drawn, stack, tensors, train_network
+from screpro.kernels.linear import Linear
 
 if TYPE_CHECKING:
     from screpro.tasks.perturbation import StateCells
@@ -27,7 +28,7 @@ class Vae(nn.Module):
     def __init__(self, n_genes: int, width: int, layers: int, latent: int, *, dropout: float):
         super().__init__()
         self.encoder = Encoder(n_genes, width, layers, latent, dropout=dropout)
-        self.decoder = nn.Sequential(stack(latent, width, layers, dropout=dropout), nn.Linear(width, n_genes))
+        self.decoder = nn.Sequential(stack(latent, width, layers, dropout=dropout), Linear(width, n_genes))
 
     def forward(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         mean, log_variance = self.encoder(x)

@@ -32,6 +32,7 @@ from screpro.baselines.perturbation_networks import train_network
 from screpro.data.populations import gather
 from screpro.errors import ScreproError
 from screpro.kernels.energy import energy_loss
+from screpro.kernels.linear import Linear
 
 if TYPE_CHECKING:
     from screpro.tasks.perturbed_cells import PairCells
@@ -61,7 +62,7 @@ class StateLike(nn.Module):
 
 
 def _mlp(n_in: int, width: int, n_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(n_in, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, n_out))
+    return nn.Sequential(Linear(n_in, width), nn.GELU(), nn.LayerNorm(width), Linear(width, n_out))
 
 
 class Groups:

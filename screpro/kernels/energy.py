@@ -110,7 +110,14 @@ def _sum_roots(tile, i, j, norms_a, norms_b, a, b, unit, same):
     return total
 
 
-def energy_loss(x: Tensor, y: Tensor, *, lengths_x: Tensor | None = None, lengths_y: Tensor | None = None) -> Tensor:
+def energy_loss(
+    x: Tensor,
+    y: Tensor,
+    *,
+    lengths_x: Tensor | None = None,
+    lengths_y: Tensor | None = None,
+    squares: float = 0.0,
+) -> Tensor:
     """Energy distance between two sets of points, halved as geomloss does, for a batch of pairs of sets.
 
     Parameters
@@ -120,6 +127,9 @@ def energy_loss(x: Tensor, y: Tensor, *, lengths_x: Tensor | None = None, length
         taken in float32 (float64 points: in float64) and have to be within its range: from about 1e-18 to 1e18.
     lengths_x, lengths_y
         (B,) integers: only the first so many points of a set count; None: all.
+    squares
+        Adds this many times the squared error of the points of x against those of y, in their order, mean over points
+        and dimensions (PerturbDiff's other term): in one sweep it costs little. Sets of one length, all points count.
 
     Returns
     -------
@@ -133,10 +143,17 @@ def energy_loss(x: Tensor, y: Tensor, *, lengths_x: Tensor | None = None, length
         Shapes, types or devices that do not fit; on the CPU also lengths out of range.
     """
     _check(x, y, lengths_x, lengths_y)
+    if squares and not (x.shape == y.shape and lengths_x is lengths_y is None):
+        raise ScreproError(
+            "A squared error is between sets of one size, of which all points count.",
+            got=f"x {tuple(x.shape)}, y {tuple(y.shape)}, {'no ' if lengths_x is lengths_y is None else ''}lengths",
+            fix="leave out squares, or cut the sets to one length",
+        )
     if x.is_cuda:
         from screpro.kernels.gpu import energy as gpu
 
-        return gpu.energy_loss(x, y, lengths_x=lengths_x, lengths_y=lengths_y)
+        value = gpu.energy_loss(x, y, lengths_x=lengths_x, lengths_y=lengths_y)
+        return value + squares * (x - y).to(value.dtype).square().mean((1, 2)) if squares else value
     if x.device.type != "cpu":
         raise ScreproError(
             "The energy loss runs on the CPU or on a CUDA device.", got=str(x.device), fix="move x and y to the CPU"
@@ -144,7 +161,7 @@ def energy_loss(x: Tensor, y: Tensor, *, lengths_x: Tensor | None = None, length
     from screpro.kernels.energy_sets import EnergyLoss
 
     n, m = (_lengths(name, p, given) for name, p, given in (("x", x, lengths_x), ("y", y, lengths_y)))
-    return EnergyLoss.apply(x, y, n, m, tuple(torch.is_grad_enabled() and p.requires_grad for p in (x, y)))
+    return EnergyLoss.apply(x, y, n, m, tuple(torch.is_grad_enabled() and p.requires_grad for p in (x, y)), squares)
 
 
 def _lengths(name: str, cloud: Tensor, lengths: Tensor | None) -> np.ndarray:

@@ -8,6 +8,7 @@ second-level cache, go from centring to gradient while they are there:
 2. `_gram`     inner products of all points
 3. `_weigh`    products -> squared distances -> distances, summed -> weights W, in place
 4. W z         the gradient, by the matrix library
+5. `_squares`, `_add_slope`   the squared error point by point and its gradient, where it is asked for
 
 so x and y are read from memory once, nothing of size n x m outlives its set, and backward is one multiplication by
 the incoming gradient. The distances within y cost their sum only, unless y asks for a gradient.
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from screpro.kernels.linear import SMALL as LARGE
+from screpro.kernels.linear import linear
 from screpro.kernels.threads import each
 from screpro.kernels.tiles import FAST, NEAR, squared_distance
 
@@ -30,17 +33,25 @@ ROWS = 512  # rows of a larger set at a time
 
 
 class EnergyLoss(torch.autograd.Function):
-    """``apply(x, y, lengths_x, lengths_y, gradients)`` -> (B,) losses.
+    """``apply(x, y, lengths_x, lengths_y, gradients, squares)`` -> (B,) losses.
 
     x (B, n, d) and y (B, m, d); lengths (B,) int64 numpy arrays; `gradients` says whether x, and whether y, will be
-    asked for one.
+    asked for one; `squares` is the weight of the mean squared error between x and y, with which n = m.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, lengths_x: np.ndarray, lengths_y: np.ndarray, gradients: tuple[bool, bool]):
-        value, ctx.grads = _sweep(x, y, lengths_x, lengths_y, gradients)
+    def forward(
+        ctx,
+        x: Tensor,
+        y: Tensor,
+        lengths_x: np.ndarray,
+        lengths_y: np.ndarray,
+        gradients: tuple[bool, bool],
+        squares: float,
+    ):
+        ctx.rest = lengths_x, lengths_y, gradients, squares
+        value, ctx.grads = _sweep(x, y, *ctx.rest)
         ctx.save_for_backward(x, y)
-        ctx.rest = lengths_x, lengths_y, gradients
         return value
 
     @staticmethod
@@ -50,11 +61,11 @@ class EnergyLoss(torch.autograd.Function):
         # and is walked again makes them anew
         grads, ctx.grads = ctx.grads or _sweep(*ctx.saved_tensors, *ctx.rest)[1], None
         dtype = ctx.saved_tensors[0].dtype
-        return *(None if g is None else g.mul_(grad[:, None, None]).to(dtype) for g in grads), None, None, None
+        return *(None if g is None else g.mul_(grad[:, None, None]).to(dtype) for g in grads), *[None] * 4
 
 
 def _sweep(
-    x: Tensor, y: Tensor, lengths_x: np.ndarray, lengths_y: np.ndarray, gradients: tuple[bool, bool]
+    x: Tensor, y: Tensor, lengths_x: np.ndarray, lengths_y: np.ndarray, gradients: tuple[bool, bool], squares: float
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Losses (B,) and the gradients of their sum, for x and y each where asked for; arguments of `EnergyLoss`."""
     (sets, n, d), m = x.shape, y.shape[1]
@@ -73,6 +84,8 @@ def _sweep(
             lengths = lengths_x[part], lengths_y[part]
             into = [None if grad is None else grad[part] for grad in grads]
             value[part] = torch.from_numpy(_losses(*clouds, *lengths, into, space))
+            if squares:
+                value[part] += torch.from_numpy(_squared_error(*(p.numpy() for p in clouds), squares, into))
 
         return some
 
@@ -106,16 +119,58 @@ def _losses(
                 tile, shift = gram, 0
             else:
                 tile, shift = _buffer(space, "tile", (sets, rows.stop - i, size - skip), x.dtype), i
-                torch.bmm(z[:, rows], z[:, skip:].mT, out=tile)
+                _multiply(z[:, rows], z[:, skip:].mT, tile)
             _weigh(tile.numpy(), i, rows.stop, shift, skip, z.numpy(), norms.numpy(), lengths_x, lengths_y, top, sums)
             if grad is not None:
                 weights = tile[:, rows] if whole else tile
-                torch.bmm(weights, z, out=grad[:, i - first : rows.stop - first])
+                _multiply(weights, z, grad[:, i - first : rows.stop - first])
     return (
         sums[0, :, 1] / (lengths_x * lengths_y)
         - sums[0, :, 0] / (2 * lengths_x**2)
         - sums[1, :, 1] / (2 * lengths_y**2)
     )
+
+
+def _squared_error(x: np.ndarray, y: np.ndarray, weight: float, grads: list[Tensor | None]) -> np.ndarray:
+    """`weight` times the mean squared error of C sets (C,), its gradients added to `grads`."""
+    weight /= x[0].size
+    for own, other, grad in ((x, y, grads[0]), (y, x, grads[1])):
+        if grad is not None:
+            _add_slope(own, other, x.dtype.type(2 * weight), grad.numpy())
+    return weight * _squares(x, y)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _squares(x, y):
+    """Sums of squared differences of (C, n, d) arrays, (C,)."""
+    sums = np.zeros(len(x))
+    for s in range(len(x)):
+        for i in range(x.shape[1]):
+            a, b = x[s][i], y[s][i]
+            total = x.dtype.type(0)
+            for k in range(len(a)):
+                total += (a[k] - b[k]) ** 2
+            sums[s] += total
+    return sums
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _add_slope(x, y, weight, into):
+    """``into += weight (x - y)`` for (C, n, d) arrays."""
+    for s in range(len(x)):
+        for i in range(x.shape[1]):
+            a, b, out = x[s][i], y[s][i], into[s][i]
+            for k in range(len(a)):
+                out[k] += weight * (a[k] - b[k])
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Products of (C, r, k) and (C, k, c); few and large ones one by one, as `linear` does them faster."""
+    if a[0].numel() * b.shape[2] < LARGE or len(a) > 4:
+        torch.bmm(a, b, out=out)
+        return
+    for own, (left, right) in zip(out, zip(a, b, strict=True), strict=True):
+        own.copy_(linear(left, right.mT))
 
 
 def _four(n: int) -> int:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.kernels.linear import Linear
 
 __all__ = ["EPSILON", "SelfAttention", "SwiGLU", "hidden_width", "split_heads", "time_embedding"]
 
@@ -46,9 +47,9 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         hidden = hidden_width(width)
-        self.gate = nn.Linear(width, hidden, bias=False)
-        self.value = nn.Linear(width, hidden, bias=False)
-        self.contract = nn.Linear(hidden, width, bias=False)
+        self.gate = Linear(width, hidden, bias=False)
+        self.value = Linear(width, hidden, bias=False)
+        self.contract = Linear(hidden, width, bias=False)
 
     def hidden(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., F), before the last linear map."""
@@ -65,8 +66,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         check_heads(width, heads)
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.project = nn.Linear(width, width, bias=bias)
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.project = Linear(width, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))

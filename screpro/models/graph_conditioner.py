@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.kernels.linear import Linear
 from screpro.models.scdiff import Tokens
 
 __all__ = ["GraphConditioner", "SimpleGraphConvolution", "sparse_tensor"]
@@ -35,7 +36,7 @@ class SimpleGraphConvolution(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.linear = nn.Linear(width, width)
+        self.linear = Linear(width, width)
 
     def forward(self, h: Tensor, operator: Tensor) -> Tensor:
         return self.linear(torch.sparse.mm(operator, h))
@@ -70,9 +71,7 @@ class GraphConditioner(nn.Module):
         self.register_buffer("incidence", torch.cat([nothing, involved], dim=1), persistent=False)
         self.embedding = nn.Parameter(torch.randn(n + 1, width))  # row 0: unperturbed
         self.steps = nn.ModuleList(SimpleGraphConvolution(width) for _ in range(depth))
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, width), _CellBatchNorm(width)) for _ in range(depth - 1)
-        )
+        self.heads = nn.ModuleList(nn.Sequential(Linear(width, width), _CellBatchNorm(width)) for _ in range(depth - 1))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
 
     def perturbations(self) -> Tensor:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.kernels.linear import Linear, linear
 from screpro.models.blocks import check_heads, split_heads, time_embedding
 
 __all__ = ["ATTENTIONS", "MLPS", "PRESETS", "PerturbDiff", "PerturbDiffConfig"]
@@ -79,8 +80,8 @@ class Feed(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.expand = nn.Linear(width, hidden)
-        self.contract = nn.Linear(hidden, width)
+        self.expand = Linear(width, hidden)
+        self.contract = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.contract(F.gelu(self.expand(x), approximate="tanh"))
@@ -92,10 +93,10 @@ class JointAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Linear(width, 3 * width)
         self.q_norm = nn.Parameter(torch.ones(width // heads))  # shared by the heads
         self.k_norm = nn.Parameter(torch.ones(width // heads))
-        self.project = nn.Linear(width, width)
+        self.project = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
@@ -113,7 +114,7 @@ class Block(nn.Module):
         self.attention = JointAttention(2 * width if self.by_feature else width, config.heads)
         hidden = round(config.mlp_ratio * width)
         self.mlp, self.control_mlp = Feed(width, hidden), Feed(width, hidden)
-        self.modulation, self.control_modulation = (nn.Linear(width, 6 * width) for _ in range(2))
+        self.modulation, self.control_modulation = (Linear(width, 6 * width) for _ in range(2))
 
     def forward(self, x: Tensor, control: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Streams (B, m, D) and SiLU of the condition (B, 1, D) -> streams."""
@@ -159,10 +160,10 @@ class Covariates(nn.Module):
             }
         )
         self.maps = nn.ModuleDict(
-            {name: nn.Linear(size, config.label_width) for name, (_, size) in config.semantic.items()}
+            {name: Linear(size, config.label_width) for name, (_, size) in config.semantic.items()}
         )
         n = len(self.tables) + len(self.maps)
-        self.mix = nn.Linear(n * config.label_width, config.n_genes) if n else None
+        self.mix = Linear(n * config.label_width, config.n_genes) if n else None
 
     def forward(self, labels: Mapping[str, Tensor]) -> Tensor:
         """Labels (B,) by attribute -> (B, G)."""
@@ -185,19 +186,19 @@ class PerturbDiff(nn.Module):
         super().__init__()
         self.config = c = config
         # [x_t ; the previous answer]; of controls only themselves, for their second half is always zero
-        self.enter = nn.ModuleList(nn.Linear(2 * c.n_genes, c.width) for _ in range(c.sources))
-        self.enter_control = nn.ModuleList(nn.Linear(c.n_genes, c.width) for _ in range(c.sources))
+        self.enter = nn.ModuleList(Linear(2 * c.n_genes, c.width) for _ in range(c.sources))
+        self.enter_control = nn.ModuleList(Linear(c.n_genes, c.width) for _ in range(c.sources))
         self.shared = nn.Parameter(torch.empty(1, c.width))  # in the place of gene embeddings
         if c.gene_vectors:
             self.register_buffer("genes", torch.zeros(c.n_genes, c.gene_vectors))
-            self.from_genes = nn.Linear(c.gene_vectors, c.width, bias=False)
-        self.time = nn.Sequential(nn.Linear(TIME_WIDTH, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
+            self.from_genes = Linear(c.gene_vectors, c.width, bias=False)
+        self.time = nn.Sequential(Linear(TIME_WIDTH, c.width), nn.SiLU(), Linear(c.width, c.width))
         self.covariates = Covariates(c)
-        self.condition = nn.Linear(c.n_genes, c.width)
+        self.condition = Linear(c.n_genes, c.width)
         self.no_condition = nn.Parameter(torch.empty(1, c.width))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
-        self.leave_modulation = nn.Linear(c.width, 2 * c.width)
-        self.leave = nn.Linear(c.width, c.n_genes)
+        self.leave_modulation = Linear(c.width, 2 * c.width)
+        self.leave = Linear(c.width, c.n_genes)
         self.initialise()
 
     def initialise(self) -> None:
@@ -322,7 +323,7 @@ class PerturbDiff(nn.Module):
         """Both streams (B, m, D) after the last block, for conditions (B, D), time included."""
         enter, genes = self.enter[source], self.config.n_genes
         if previous is None:  # half the entrance would be multiplied with zeros
-            x = F.linear(x_t, enter.weight[:, :genes], enter.bias)
+            x = linear(x_t, enter.weight[:, :genes], enter.bias)
         else:
             x = enter(torch.cat([x_t, previous], -1))
         enter = self.enter_control[source]

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.kernels.linear import Linear
 from screpro.models.blocks import time_embedding
 
 __all__ = ["ClassConditioner", "ScDiff", "ScDiffConfig", "Tokens"]
@@ -85,7 +86,7 @@ class ContextConditioner(nn.Module):
         super().__init__()
         self.embedder = GeneEmbedder(n_genes, width)
         self.layers = nn.ModuleList(
-            nn.ModuleDict({"linear": nn.Linear(width, width), "norm": nn.LayerNorm(width)}) for _ in range(depth)
+            nn.ModuleDict({"linear": Linear(width, width), "norm": nn.LayerNorm(width)}) for _ in range(depth)
         )
 
     def forward(self, visible: Tensor) -> list[Tokens]:
@@ -118,10 +119,10 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads, self.scale = heads, head_width**-0.5
         inner = heads * head_width
-        self.to_q = nn.Linear(width, inner)
-        self.to_k = nn.Linear(width, inner)
-        self.to_v = nn.Linear(width, inner)
-        self.to_out = nn.Linear(inner, width)
+        self.to_q = Linear(width, inner)
+        self.to_k = Linear(width, inner)
+        self.to_v = Linear(width, inner)
+        self.to_out = Linear(inner, width)
 
     def project(self, tokens: list[Tokens]) -> tuple[Tensor, Tensor]:
         """Keys and values (..., S, H * head width); the rows of all tokens go through one product each."""
@@ -184,9 +185,9 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.value = nn.Linear(width, 4 * width)
-        self.gate = nn.Linear(width, 4 * width)
-        self.contract = nn.Linear(4 * width, width)
+        self.value = Linear(width, 4 * width)
+        self.gate = Linear(width, 4 * width)
+        self.contract = Linear(4 * width, width)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.contract(self.value(h) * F.gelu(self.gate(h)))
@@ -233,7 +234,7 @@ class ScDiff(nn.Module):
         self.blocks = nn.ModuleList(Block(width, config.heads, head_width) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
         self.batch_table = nn.Parameter(torch.randn(config.n_batches, width)) if config.n_batches else None
-        self.head = nn.Linear(width, config.n_genes)
+        self.head = Linear(width, config.n_genes)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

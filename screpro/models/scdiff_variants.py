@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.kernels.linear import Linear
 from screpro.losses import linear_squared_error
 from screpro.models.blocks import time_embedding
 from screpro.models.scdiff import GeneEmbedder, ScDiff, ScDiffConfig, Tokens
@@ -93,7 +94,7 @@ class Staged(ScDiff):
 
 def _layers(n: int, width: int) -> nn.Sequential:
     """`n` x [Linear, GELU, LayerNorm], the layer that the context branch is made of."""
-    layers = nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)) for _ in range(n)))
+    layers = nn.Sequential(*(nn.Sequential(Linear(width, width), nn.GELU(), nn.LayerNorm(width)) for _ in range(n)))
     return _initialised(layers)
 
 
@@ -190,7 +191,7 @@ class Added(Staged):
         width = config.width
 
         def ffn() -> nn.Module:
-            return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+            return nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
 
         make_one = {"ffn": ffn, "mlp": lambda: _layers(1, width)}[kind]
         self.blocks = nn.ModuleList(AddedBlock(make_one()) for _ in range(config.depth))

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from screpro.errors import ScreproError
 from screpro.kernels.gene_decoder import GeneDecoder, decode_genes
 from screpro.kernels.gene_tokens import TokenWeights, keys_values
+from screpro.kernels.linear import Linear
 from screpro.kernels.nb import nb_softmax_nll
 from screpro.kernels.set_attention import PackedCells, packed_cross_attention
 from screpro.models.blocks import EPSILON, SelfAttention, SwiGLU, check_heads, split_heads
@@ -108,9 +109,9 @@ class CrossAttentionBlock(nn.Module):
         self.norm_tokens = nn.LayerNorm(width, eps=EPSILON)
         self.norm_query = nn.LayerNorm(width, eps=EPSILON)
         self.norm_mlp = nn.LayerNorm(width, eps=EPSILON)
-        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_q = Linear(width, width, bias=False)
         self.to_kv = nn.Linear(width, 2 * width, bias=False)
-        self.project = nn.Linear(width, width, bias=False)
+        self.project = Linear(width, width, bias=False)
         self.mlp = SwiGLU(width)
 
     def queries(self, raw: Tensor) -> Tensor:
@@ -199,12 +200,12 @@ class AutoEncoder(nn.Module):
 
             self.pool = SetTransformerPool(c)
         self.encoder = nn.ModuleList(Block(c.width, c.heads) for _ in range(c.layers))
-        self.to_latent = nn.Linear(c.width, c.channels, bias=False)
-        self.to_spread = nn.Linear(c.width, c.channels) if c.posterior else None  # log variance of the posterior
-        self.from_latent = nn.Linear(c.channels, c.width, bias=False)
+        self.to_latent = Linear(c.width, c.channels, bias=False)
+        self.to_spread = Linear(c.width, c.channels) if c.posterior else None  # log variance of the posterior
+        self.from_latent = Linear(c.channels, c.width, bias=False)
         self.decoder = nn.ModuleList(Block(c.width, c.heads) for _ in range(c.layers))
         self.unpool = CrossAttentionBlock(c.width, c.cross_heads)
-        self.head = nn.Linear(c.width, 2 if c.dispersion == "cell_gene" else 1)
+        self.head = Linear(c.width, 2 if c.dispersion == "cell_gene" else 1)
         if c.dispersion == "gene":
             self.log_theta = nn.Parameter(torch.ones(c.n_genes + 1))  # row 0 is padding, as in the gene table
 

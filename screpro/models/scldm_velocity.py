@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.kernels.linear import Linear
 from screpro.models.blocks import EPSILON, SelfAttention, SwiGLU, time_embedding
 
 __all__ = ["NULL", "VelocityConfig", "VelocityNetwork"]
@@ -55,7 +56,7 @@ class VelocityBlock(nn.Module):
         super().__init__()
         self.attention = SelfAttention(width, heads, bias=True)
         self.mlp = SwiGLU(width)
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
@@ -76,17 +77,17 @@ class VelocityNetwork(nn.Module):
     def __init__(self, config: VelocityConfig):
         super().__init__()
         self.config = c = config
-        self.enter = nn.Linear(c.channels, c.width)
+        self.enter = Linear(c.channels, c.width)
         self.register_buffer("positions", position_table(c.tokens, c.width))
-        self.time = nn.Sequential(nn.Linear(TIME_WIDTH, c.width), nn.SiLU(), nn.Linear(c.width, c.width))
+        self.time = nn.Sequential(Linear(TIME_WIDTH, c.width), nn.SiLU(), Linear(c.width, c.width))
         for layer in (self.time[0], self.time[2]):
             nn.init.normal_(layer.weight, std=0.02)
         self.tables = nn.ParameterDict(
             {name: nn.Parameter(0.02 * torch.randn(n + 1, c.width)) for name, n in c.classes.items()}
         )
         self.blocks = nn.ModuleList(VelocityBlock(c.width, c.heads) for _ in range(c.layers))
-        self.final_modulation = nn.Linear(c.width, 2 * c.width)
-        self.leave = nn.Linear(c.width, c.channels)
+        self.final_modulation = Linear(c.width, 2 * c.width)
+        self.leave = Linear(c.width, c.channels)
         for layer in (self.final_modulation, self.leave):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from screpro.errors import ScreproError
+from screpro.kernels.linear import Linear
 from screpro.models.scdiff import Tokens
 
 __all__ = ["BIOLINKBERT", "MINILM", "TextConditioner", "embed_texts"]
@@ -57,7 +58,7 @@ class TextConditioner(nn.Module):
             )
         self.depth = depth
         self.register_buffer("embeddings", embeddings.detach().clone().float())
-        self.linear = nn.Linear(embeddings.shape[1], width)
+        self.linear = Linear(embeddings.shape[1], width)
         self.norm = nn.GroupNorm(groups, width)
 
     def forward(self, label: Tensor) -> list[Tokens]:

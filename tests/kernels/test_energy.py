@@ -340,3 +340,40 @@ def test_small_problems_take_float64(monkeypatch):
     monkeypatch.setattr(energy, "streamed", None)
     a = cloud(100, 3)
     assert mean_distance(a, a) == reference(a, a)
+
+
+@pytest.mark.parametrize(("sets", "n", "d"), [(3, 5, 7), (5, 40, 200), (2, 300, 33)])
+@pytest.mark.parametrize("asked", [(True, False), (True, True), (False, True), (False, False)])
+def test_the_squared_error_in_the_same_sweep(sets, n, d, asked):
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    clouds = [torch.rand(sets, n, d, generator=generator, device=DEVICE) for _ in "xy"]
+    x, y = (p.clone().requires_grad_(own) for p, own in zip(clouds, asked, strict=True))
+    a, b = (p.clone().requires_grad_(own) for p, own in zip(clouds, asked, strict=True))
+    found, wanted = energy_loss(x, y, squares=3.0), energy_loss(a, b) + 3 * (a - b).square().mean((1, 2))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    if any(asked):
+        weights = torch.arange(1.0, sets + 1, device=DEVICE)
+        for value in (found, wanted):
+            (value * weights).sum().backward()
+    for p, q in ((x, a), (y, b)):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-8)
+
+
+def test_squares_take_whole_sets_of_one_size():
+    x, y = torch.rand(2, 4, 3), torch.rand(2, 5, 3)
+    with pytest.raises(ScreproError, match="one size"):
+        energy_loss(x, y, squares=1.0)
+    with pytest.raises(ScreproError, match="one size"):
+        energy_loss(x, x, lengths_x=torch.tensor([4, 3]), squares=1.0)
+
+
+def test_large_sets_agree_with_the_reference():
+    """Few sets and large products, which are multiplied one by one."""
+    x = torch.rand(2, 300, 257, dtype=torch.float32, requires_grad=True)
+    y = torch.rand(2, 420, 257)
+    found, wanted = energy_loss(x, y), reference_loss(x, y)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    slopes = [torch.autograd.grad(value.sum(), x)[0] for value in (found, wanted)]
+    torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-7)
