@@ -361,6 +361,7 @@ OPERATIONS: dict[str, Callable[[], Rows]] = {
     "rank-sum-large": rank_sum_large,
     "nb-loss": networks.nb_loss,
     "encoder-block": networks.encoder_block,
+    "linear-map": networks.linear_map,
     "nearest-neighbour": nearest_neighbour,
     "exact-w2": exact_w2,
     "pca": principal_components,

@@ -9,7 +9,10 @@ import numpy as np
 from screpro.bench_data import counts, rates
 from screpro.bench_measure import MISSING, Rows, cuda, relative, row, turns
 
-__all__ = ["encoder_block", "energy_loss", "nb_loss"]
+__all__ = ["encoder_block", "energy_loss", "linear_map", "nb_loss"]
+
+LINEAR = ((2048, 2000, 128), (2048, 256, 768), (128, 2000, 128))
+"""Rows, inputs and outputs: PerturbDiff's entrance and attention at the sets of PBMC; its entrance at tier laptop."""
 
 
 def energy_loss() -> Rows:
@@ -196,3 +199,38 @@ def _masked(block, x, device: str, *, heads: int) -> Callable:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
     return attend
+
+
+# --- linear maps -----------------------------------------------------------------------------------------------
+
+
+def linear_map() -> Rows:
+    """Linear maps of PerturbDiff, forward and backward; on a GPU both sides are torch's."""
+    import torch
+
+    from screpro.kernels.linear import linear
+
+    device = "cuda" if cuda() else "cpu"
+    rows = []
+    for m, k, n in LINEAR:
+        given = [torch.randn(shape, device=device, requires_grad=True) for shape in ((m, k), (n, k), (n,))]
+        dy = torch.randn(m, n, device=device)
+
+        def step(function: Callable, given=given, dy=dy) -> list[torch.Tensor]:
+            y = function(*given)
+            return [y.detach(), *torch.autograd.grad(y, given, dy)]
+
+        ours, theirs = partial(step, linear), partial(step, torch.nn.functional.linear)
+        gap = max(relative(a, b) for a, b in zip(ours(), theirs(), strict=True))
+        ours_ms, peer_ms = turns(ours, theirs)
+        rows.append(
+            row(
+                "linear map, forward + backward",
+                f"{m} x {k} -> {n}",
+                ours_ms=ours_ms,
+                peer="torch.nn.functional.linear",
+                peer_ms=peer_ms,
+                agreement=f"value and gradients {gap:.0e} apart",
+            )
+        )
+    return rows

@@ -10,7 +10,7 @@ The product, 2 m k n flops, and the two of its gradient,
 
 all of the form x W^T, are one function, so a gradient has gradients. What oneDNN has to transpose by copying is the
 smaller of dy and x. Other types than float32, other devices, autocast and small products (below `SMALL`, where calling
-takes longer than multiplying) go to ``torch.nn.functional.linear``, which is also the reference. A first product of
+takes longer than multiplying) go to ``torch.nn.functional.linear``. A first product of
 some shape costs about a millisecond, so tokens whose number changes from batch to batch stay with torch's as well.
 
 The operation of torch that is called has a leading underscore: it is meant for ``torch.compile``. So it is tried once
@@ -22,16 +22,23 @@ import math
 from collections.abc import Iterator
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Linear", "linear", "without_onednn"]
+__all__ = ["Linear", "linear", "reference", "without_onednn"]
 
 SMALL = 2**22
 """Fewer multiply-adds than this are torch's: both take about as long there."""
 
 _state = {"on": True}
+
+
+def reference(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """The definition: (..., k), (n, k) and (n,) -> (..., n), float64."""
+    y = np.einsum("...k,nk->...n", np.asarray(x, np.float64), np.asarray(weight, np.float64))
+    return y if bias is None else y + bias
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
