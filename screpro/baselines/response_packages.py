@@ -120,7 +120,7 @@ def cellflow_tools(
     layers: int = 3,
     condition_dropout: float = 0.0,
     told_context: bool = True,
-    keep_rest: bool = False,
+    keep_rest: bool = True,
     steps: int = 2000,
     batch_size: int = 256,
     learning_rate: float = 1e-3,

@@ -158,7 +158,7 @@ BASELINES: dict[str, Baseline] = {
             "CellFlow (cellflow-tools)",
             "Klein et al., bioRxiv 2025, 10.1101/2025.04.11.648220",
             "response_packages:cellflow_tools",
-            [{"keep_rest": True}, {}, {"keep_rest": True, "told_context": False}],
+            [{}, {"keep_rest": False}, {"told_context": False}],
             needs="cellflow-tools",
         ),
         Baseline(
