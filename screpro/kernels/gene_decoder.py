@@ -205,8 +205,9 @@ class _Sweep(torch.autograd.Function):
         constants, heads = np.zeros((threads, *constant.shape)), np.zeros((threads, *head.shape))
         written = slope.numpy(), pull.numpy()
         in_parts(lambda a, b, t: backward(a, b, *arrays, *written, tables[t], constants[t], heads[t]), len(hidden))
-        sums = (torch.from_numpy(s.sum(0).astype(np.float32)) for s in (tables, constants, heads))
-        of_table, of_constant, of_head = sums
+        of_table, of_constant, of_head = (
+            torch.tensor(s.sum(0), dtype=torch.float32) for s in (tables, constants, heads)
+        )
         return slope, of_table, pull, of_constant, of_head
 
 

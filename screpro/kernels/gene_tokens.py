@@ -131,5 +131,5 @@ class _Sweep(torch.autograd.Function):
         written = [t.numpy() for t in slopes]
         sums = np.zeros((torch.get_num_threads(), 2 * width + 1))  # for q, W beta and var(u)
         in_parts(lambda a, b, t: backward(a, b, *arrays, *ctx.rest, *given, *written, sums[t]), len(of_gene))
-        total = torch.from_numpy(sums.sum(0).astype(np.float32))
+        total = torch.tensor(sums.sum(0), dtype=torch.float32)
         return slopes[0], total[:width], total[width:-1], *slopes[1:], total[-1], None, None, None

@@ -164,22 +164,22 @@ def _launch(counts, logits, library, log_theta, weight, *, want: bool) -> tuple[
         return launch(counts, logits, library, log_theta, weight, want=want)
     n_cells, n_genes = logits.shape
     shared = log_theta.dim() == 1
-    loss, totals = np.empty(n_cells, np.float32), np.zeros((torch.get_num_threads(), n_genes))
-    grad = np.empty((n_cells if want else 0, n_genes), np.float32)
-    theta_grad = np.zeros((n_cells if want and not shared else 0, n_genes), np.float32)
+    totals = np.zeros((torch.get_num_threads(), n_genes))
+    results = torch.empty(n_cells), torch.empty(n_cells if want else 0, n_genes)
+    results += (torch.zeros(n_cells if want and not shared else 0, n_genes),)
+    written = [t.numpy() for t in results]
     arrays = [t.numpy() for t in (counts, logits, library, log_theta[None] if shared else log_theta, weight)]
     wrong = []
 
     def some(first: int, last: int, part: int) -> None:
-        if run(first, last, *arrays, loss, grad, theta_grad, totals[part]):
+        if run(first, last, *arrays, *written, totals[part]):
             wrong.append(part)
 
     in_parts(some, n_cells)
     if wrong:
         raise _wrong_count()
-    if shared:
-        theta_grad = totals.sum(0).astype(np.float32)
-    return torch.from_numpy(loss), torch.from_numpy(grad), torch.from_numpy(theta_grad)
+    loss, grad, of_theta = results
+    return loss, grad, torch.tensor(totals.sum(0), dtype=torch.float32) if shared else of_theta
 
 
 def _check_shapes(counts: Tensor, logits: Tensor, library: Tensor, log_theta: Tensor) -> None:

@@ -48,9 +48,11 @@ class PackedCells(NamedTuple):
         if (matrix.data == 0).any():
             matrix = matrix.copy()
             matrix.eliminate_zeros()
+        # copied into memory of torch, as wherever numpy's would reach a product: that of numpy starts anywhere, and the
+        # order of a sum in a matrix library may depend on where it starts, so two equal runs would differ by rounding
         return cls(
             genes=torch.as_tensor(matrix.indices.astype(np.int64), device=device),
-            counts=torch.as_tensor(matrix.data.astype(np.float32), device=device),
+            counts=torch.tensor(matrix.data, dtype=torch.float32, device=device),
             offsets=torch.as_tensor(matrix.indptr.astype(np.int64)),
         )
 

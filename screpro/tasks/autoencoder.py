@@ -98,7 +98,7 @@ class ReconstructionLoss:
 
 def batch_of(counts: sp.csr_matrix, inputs: str, device: torch.device | str) -> tuple[PackedCells, Tensor]:
     """Input tokens and counts (B, G) of some cells."""
-    dense = torch.from_numpy(counts.toarray().astype(np.float32)).to(device)
+    dense = torch.tensor(counts.toarray(), dtype=torch.float32, device=device)
     return (pack_all(dense) if inputs == "all" else PackedCells.from_scipy(counts, device)), dense
 
 
