@@ -797,6 +797,12 @@ for (of_set, of_tier), own in ratio.groupby(["dataset", "tier"], sort=False):
 records.timings_table("perturbdiff")
 
 # %% [markdown]
+# The step is mostly matrix products of the network, so a faster loss alone could not reach the aim: here the products go
+# through oneDNN ({src}`screpro.kernels.linear`, with the [kernel gallery](../together/kernels) on it), the peer's through
+# torch's own layers. Sets as small as those of tier `laptop` spend much of a step between the products, where both sides
+# are alike, and stay below it.
+
+# %% [markdown]
 # ## Verdict
 #
 # Decision rules were written down before any of these runs ([ledger of claims](../../book/ledger.md)). Claims are

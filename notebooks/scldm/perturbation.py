@@ -194,7 +194,7 @@ sizes_of_model = {
     ),
     "laptop": (
         AutoEncoderSettings(batch_size=8, learning_rate=2e-3),  # small batches: a few thousand cells make few steps
-        FlowSettings(width=96, layers=3, steps=1500, batch_size=64, learning_rate=2e-3),
+        FlowSettings(width=96, layers=3, steps=6000, batch_size=64, learning_rate=2e-3),
     ),
     "paper": (
         AutoEncoderSettings(
@@ -243,7 +243,7 @@ n_train, n_panel = held.train.counts.shape
 options = baseline_options.get(tier, {})
 if tier == "laptop":  # about as many entries, and for the baselines cells, read on every set
     base = replace(base, epochs=max(least_passes, round(2e7 / (n_train * n_panel))))
-    for method, visits in (("scvi", 160_000), ("cpa", 80_000)):
+    for method, visits in (("scvi", 640_000), ("cpa", 80_000)):
         options[method]["epochs"] = max(options[method]["epochs"], round(visits / n_train))
 both = {"width": width} if width else {}
 protocol = experiment.Protocol(
@@ -536,16 +536,23 @@ for metric, of_paper in {"re_nb_nll": "RE", "pcc_nb_draw": "PCC", "mse_nb_draw":
 # A flow can only draw what the latents hold. Do they hold the perturbation? A linear classifier that is to tell the
 # cells of a held-out pair from control cells of its type, by their counts and by their latents (area under the ROC
 # curve, five-fold cross-validation, mean over the pairs; .5 by chance). Where latents do no better than a coin and
-# counts do, the auto-encoder is unfinished and nothing above is about latent diffusion.
+# counts do, the auto-encoder is unfinished and nothing above is about latent diffusion. Two things may tell cells apart
+# that are not the perturbation: the number of molecules, which counts scaled to a common total do not have and latents
+# may, and that control cells have trained the auto-encoder and those of the pair have not.
 
 # %% tags=["hide-input"]
-told = {"counts": "counts", "latents": "latents of scLDM"}
+told = {"library": "number of molecules", "counts": "counts, scaled", "latents": "latents of scLDM"}
 grid(rows[rows["metric_variant"] == "told from control"], list(told), told, {"roc_auc": "AUROC"})
 
 # %% [markdown]
 # How long that takes depends on the set. In `papalexi_thp1` all cells are of one line, and after 14 passes, as many as
 # would make its training as long as that of `kang_9k`, the latents of a trial did hardly better than a coin. So the
 # auto-encoder has at least 36 passes at tier `laptop`.
+#
+# **The flow was too short as well.** With 1 500 steps scLDM's cells of `papalexi_thp1` were further from the held-out
+# ones than control cells were; four times as many steps brought them nearer by every score (one trial, first seed). So
+# tier `laptop` has 6 000. The comparison got the same chance, one trial on each set with four times the training: scVI
+# was better for it on both and has it now; the STATE-like transformer and CPA were no better, and keep theirs.
 
 # %% [markdown]
 # ## Verdict
@@ -571,7 +578,7 @@ records.verdicts("scldm", ["L9", "L10", "L11", "L17"], rows)
 # | number of generated cells | not said | that of the test cells | that of the test cells |
 # | components | on combined data (J.3.1) or true data (J.5) | not in the repository | 30, on the real held-out cells |
 # | scVI, CPA, STATE | STATE's reproduction code, 80 000 to 120 000 steps | the same | scvi-tools; compact versions of the other two, a few hundred to a few thousand steps |
-# | training of scLDM | 100 passes (auto-encoder) over 0.6 to 1.3 million cells | the same | about 5 000 steps of 8 cells and 1 500 of the flow at tier `laptop` |
+# | training of scLDM | 100 passes (auto-encoder) over 0.6 to 1.3 million cells | the same | 5 000 steps of 8 cells or more and 6 000 of the flow at tier `laptop` |
 # | scGPT | fine-tuned on 80 000 steps | the same | adapter, not run |
 # | references | two mean predictors, in Figure 13 only | not in the repository | these and control cells, plain and shifted, in every table; halves of real cells |
 # | spread | samples of one training (scLDM), trainings (others) | | trainings, for all |

@@ -53,6 +53,9 @@ EFFECTS = {
 }
 """Of a ``screpro.metrics.perturbation.Comparison``."""
 
+FOLDS = 5
+"""Of cross-validation in `told_from_control`."""
+
 
 class PairScorer:
     """Everything about the real cells that does not depend on the method, computed once.
@@ -163,29 +166,35 @@ def _project(x: sp.csr_matrix, fitted: Components) -> np.ndarray:
     return x @ fitted.axes - fitted.mean @ fitted.axes
 
 
-def told_from_control(held: HeldOutPairs, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+def told_from_control(held: HeldOutPairs, vectors: Callable[[sp.csr_matrix], np.ndarray]) -> np.ndarray:
     """How well vectors of cells tell those of each held-out pair from control cells of its type.
 
     Logistic regression on principal components, scored by five-fold cross-validation as in section 4.3. What a code
     does not tell, no law of codes can generate. Control cells have trained the networks and those of the pair have
-    not, so a little of what tells them apart may be that.
+    not, so a little of what tells codes apart may be that.
 
     Parameters
     ----------
     held
         Training cells, among them the control cells, and those of the pairs.
-    train, test
-        (n, k) and (m, k) vectors of the cells in ``held.train`` and ``held.test``.
+    vectors
+        Raw counts (n, G) -> (n, k).
 
     Returns
     -------
     np.ndarray
-        Area under the ROC curve of each pair: .5 by chance, 1 where every cell is told.
+        Area under the ROC curve of each pair: .5 by chance, 1 where every cell is told; NaN with fewer than five cells
+        on a side.
     """
-    areas = []
-    for kind, given in held.pairs:
-        control, own = train[held.train.rows(kind, 0)], test[held.test.rows(kind, given)]
-        target = np.repeat([0, 1], [len(control), len(own)])
-        found = classify(principal_components(np.concatenate([control, own])), target, penalty="l2")
-        areas.append(found.values["roc_auc"].mean())
-    return np.array(areas)
+    areas = np.full(len(held.pairs), np.nan)
+    controls: dict[int, np.ndarray] = {}
+    for number, (kind, given) in enumerate(held.pairs):
+        rows = held.train.rows(kind, 0), held.test.rows(kind, given)
+        if min(map(len, rows)) < FOLDS:
+            continue
+        if kind not in controls:
+            controls[kind] = vectors(held.train.counts[rows[0]])
+        both = np.concatenate([controls[kind], vectors(held.test.counts[rows[1]])])
+        target = np.repeat([0, 1], [len(own) for own in rows])
+        areas[number] = classify(principal_components(both), target, penalty="l2", folds=FOLDS).values["roc_auc"].mean()
+    return areas

@@ -186,7 +186,7 @@ def test_the_experiment_writes_rows_once(held, tmp_path, monkeypatch):
     assert variants["conditioning"] == {"joint", "additive"}
     assert variants["library"] == {"main_effects", "one_count"}
     assert variants["held-out pairs"] == {"scldm", "scvi", "global_mean"}
-    assert variants["told from control"] == {"counts", "latents"}
+    assert variants["told from control"] == {"library", "counts", "latents"}
     assert variants["halves"] == {*methods, experiment.CEILING, experiment.BOUND}
     same = rows[rows["metric"] == "w2_exact"].set_index(["method", "metric_variant"])["value"]
     assert same["scldm", "guidance 1"] == same["guidance_1", "guidance"] == same["joint", "conditioning"]
@@ -196,13 +196,20 @@ def test_the_experiment_writes_rows_once(held, tmp_path, monkeypatch):
 
 
 def test_told_from_control(held):
-    """Vectors that hold the perturbation tell the cells of a pair; vectors of noise and those of a type do not."""
-    rng = np.random.default_rng(0)
-    noise = [rng.normal(size=(len(c.cell_type), 5)) for c in (held.train, held.test)]
-    shift = [c.perturbation[:, None] * np.eye(5)[0] * 20 for c in (held.train, held.test)]
-    kind = [c.cell_type[:, None] * np.eye(5)[1] * 20 for c in (held.train, held.test)]
-    assert told_from_control(held, *(a + b for a, b in zip(noise, shift, strict=True))) == pytest.approx(1)
-    for vectors in (noise, [a + b for a, b in zip(noise, kind, strict=True)]):
-        found = told_from_control(held, *vectors)
+    """Counts with a mark of the perturbation tell the cells of a pair; noise and a mark of the type do not."""
+    cells = {"train": held.train, "test": held.test}
+
+    def told(mark):
+        rng = np.random.default_rng(0)
+        noise = {part: rng.poisson(5, (len(c.cell_type), 4)) for part, c in cells.items()}
+        marked = {part: np.column_stack([noise[part], mark(c)]).astype(np.float32) for part, c in cells.items()}
+        own = held._replace(**{p: c._replace(counts=sp.csr_matrix(marked[p])) for p, c in cells.items()})
+        return told_from_control(own, lambda counts: counts.toarray())
+
+    assert told(lambda c: 20 * c.perturbation) == pytest.approx(1)
+    for mark in (lambda c: 0 * c.perturbation, lambda c: 20 * c.cell_type):
+        found = told(mark)
         assert found.shape == (len(held.pairs),)
         assert np.abs(found - 0.5).max() < 0.25
+    few = held._replace(test=held.test.take(np.flatnonzero(held.test.perturbation >= 0)[:1]))
+    assert np.isnan(told_from_control(few, lambda counts: counts.toarray())).all()
