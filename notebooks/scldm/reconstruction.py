@@ -362,7 +362,8 @@ both.pivot_table(
 # Where more passes still lower the error of a network, it is not at the end of what training gives, and a comparison at
 # equal passes is one of speed as much as of what a network can learn. That scLDM has mini-batches of 8 cells and thirty
 # passes at tier `laptop` comes from trials with fewer steps, which are not recorded. On `kang_1k` scLDM is behind both at
-# thirty passes; at a hundred it has the lowest error of the three, and theirs are no lower than at thirty.
+# thirty passes; at a hundred (first seed) it has the lowest error of the three, and theirs are level or higher than at
+# thirty.
 #
 # ### Was the aim met?
 #

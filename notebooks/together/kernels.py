@@ -618,7 +618,8 @@ measured("Fréchet distance")
 #
 # Most of the time of training PerturbDiff goes into these three products, and a good part of that of the others. torch
 # gives them to MKL, which keeps its best code for Intel's processors; oneDNN, which torch brings as well and uses for
-# other types of numbers, does not. Nothing else changes: the products and their number are the same, sums are added in
+# other types of numbers, does not. (On a processor of Intel's, or of another kind, the two were not compared here.)
+# Nothing else changes: the products and their number are the same, sums are added in
 # another order. Products of fewer than four million multiply-adds, and those of tokens whose number changes from batch
 # to batch, stay torch's own: for each new shape oneDNN compiles code, which takes about a millisecond.
 #

@@ -153,7 +153,7 @@ def energy_loss(
         from screpro.kernels.gpu import energy as gpu
 
         value = gpu.energy_loss(x, y, lengths_x=lengths_x, lengths_y=lengths_y)
-        return value + squares * (x - y).to(value.dtype).square().mean((1, 2)) if squares else value
+        return value + squares * (x.to(value.dtype) - y.to(value.dtype)).square().mean((1, 2)) if squares else value
     if x.device.type != "cpu":
         raise ScreproError(
             "The energy loss runs on the CPU or on a CUDA device.", got=str(x.device), fix="move x and y to the CPU"

@@ -2,16 +2,16 @@
 
 torch multiplies float32 matrices with MKL. On processors that are not Intel's, MKL takes a path without AVX-512: on an
 AMD EPYC (Zen 5) it reaches half of what oneDNN does, which torch brings as well, but uses for other types only. The
-networks here are matrix products for the most part, so their training is up to twice as fast.
+networks here are matrix products for the most part. On other processors the two were not compared.
 
 The product, 2 m k n flops, and the two of its gradient,
 
     y = x W^T + b        dx = dy W        dW = dy^T x        db = sum of the rows of dy,
 
 all of the form x W^T, are one function, so a gradient has gradients. What oneDNN has to transpose by copying is the
-smaller of dy and x. Other types than float32, other devices, autocast and small products (below `SMALL`, where calling
-takes longer than multiplying) go to ``torch.nn.functional.linear``. A first product of
-some shape costs about a millisecond, so tokens whose number changes from batch to batch stay with torch's as well.
+smaller of dy and x. Other types than float32, other devices, autocast, torch.func and small products (below `SMALL`,
+where calling takes longer than multiplying) go to ``torch.nn.functional.linear``. The first product of a shape costs
+about a millisecond, so tokens whose number changes from batch to batch stay with torch's as well.
 
 The operation of torch that is called has a leading underscore: it is meant for ``torch.compile``. So it is tried once
 in a process, and where it is missing or answers something else, torch's own product takes its place.
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 __all__ = ["Linear", "linear", "reference", "without_onednn"]
 
@@ -43,7 +44,7 @@ def reference(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None)
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(..., k), (n, k) and (n,) -> (..., n), as ``torch.nn.functional.linear``, to rounding."""
-    if not _suits(x, weight):
+    if not _suits(x, weight, bias):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -70,14 +71,19 @@ def without_onednn() -> Iterator[None]:
         _state["on"] = before
 
 
-def _suits(x: Tensor, weight: Tensor) -> bool:
-    # .numel() * rows = m k n; types of autocast are decided by torch's own function
+def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN gets this product. It reads memory without asking, so whatever is unusual is torch's."""
+    if not (_state["on"] and x.dim() and weight.dim() == 2 and x.numel() * weight.shape[0] >= SMALL):  # m k n
+        return False
+    parts = (x, weight) if bias is None else (x, weight, bias)
     return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() * weight.shape[0] >= SMALL
-        and _state["on"]
+        all(p.device.type == "cpu" and p.dtype == torch.float32 and p.layout == torch.strided for p in parts)
+        and x.shape[-1] == weight.shape[1]
+        and (bias is None or bias.shape == weight.shape[:1])
         and not torch.is_autocast_enabled("cpu")
+        # the operation has neither a forward derivative nor rules for torch.func
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
         and _works()
     )
 
@@ -85,7 +91,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not (weight.is_contiguous() or weight.t().is_contiguous()):  # slices, and the stride 0 of an expanded gradient
         weight = weight.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None if bias is None else bias.contiguous(), "none", [], "")
 
 
 @cache
@@ -93,32 +99,34 @@ def _works() -> bool:
     """Whether the operation is there and multiplies: plain, transposed, with and without bias."""
     if not torch.backends.mkldnn.is_available():
         return False
-    x, weight, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3) - 5, torch.arange(4.0)
+    kind = {"dtype": torch.float32, "device": "cpu"}
+    x, weight, bias = (torch.arange(n, **kind) - 2 for n in (6, 12, 4))
+    x, weight = x.view(2, 3), weight.view(4, 3)
     try:
-        plain, turned = _product(x, weight, bias), _product(weight.t(), x.new_ones(2, 4), None)
+        plain, turned = _product(x, weight, bias), _product(weight.t(), weight.t(), None)
+        return torch.allclose(plain, x @ weight.T + bias) and torch.allclose(turned, weight.T @ weight)
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return torch.allclose(plain, x @ weight.T + bias) and torch.allclose(turned, weight.T @ x.new_ones(4, 2))
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx, dy: Tensor):
         x, weight = ctx.saved_tensors
-        dx = linear(dy, weight.t()) if ctx.needs_input_grad[0] else None
-        dw = db = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            rows = math.prod(dy.shape[:-1])
-            flat = dy.reshape(rows, -1)
-            if ctx.needs_input_grad[1]:
-                dw = _transposed_product(flat, x.reshape(rows, -1))
-            if ctx.needs_input_grad[2]:
-                db = flat.sum(0)
+        dx = dw = db = None
+        if weight is not None:
+            dx = linear(dy, weight.t())
+        flat = dy.reshape(math.prod(dy.shape[:-1]), dy.shape[-1])
+        if x is not None:
+            dw = _transposed_product(flat, x.reshape(len(flat), x.shape[-1]))
+        if ctx.needs_input_grad[2]:
+            db = flat.sum(0)
         return dx, dw, db
 
 

@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from screpro.kernels.linear import Linear
 from screpro.kernels.set_attention import packed_cross_attention
 from screpro.models.blocks import EPSILON, check_heads, split_heads
 
@@ -41,9 +40,9 @@ class AttentionBlock(nn.Module):
         self.heads = heads
         self.norm_query = nn.LayerNorm(width, eps=EPSILON)
         self.norm_tokens = nn.LayerNorm(width, eps=EPSILON)
-        self.to_q = Linear(width, width, bias=False)
-        self.to_kv = Linear(width, 2 * width, bias=False)
-        self.feed = Linear(width, width, bias=False)
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_kv = nn.Linear(width, 2 * width, bias=False)
+        self.feed = nn.Linear(width, width, bias=False)
 
     def queries(self, x: Tensor) -> Tensor:
         """(..., D) -> projected queries (..., D); also what the residual adds."""
@@ -84,7 +83,7 @@ class SetTransformerPool(nn.Module):
         self.pseudo_inputs = nn.Parameter(torch.randn(config.tokens, config.width))  # S, (m, D)
         self.collect = AttentionBlock(config.width, config.cross_heads)  # MAB(U, X)
         self.spread = AttentionBlock(config.width, config.cross_heads)  # MAB(X, .)
-        self.row_wise = Linear(config.width, config.width)  # rFF
+        self.row_wise = nn.Linear(config.width, config.width)  # rFF
         self.pool = AttentionBlock(config.width, config.cross_heads)  # MAB(S, .)
 
     def forward(self, tokens: Tensor, offsets: Tensor) -> Tensor:

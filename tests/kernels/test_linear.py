@@ -86,7 +86,7 @@ def test_other_types_and_autocast_are_torchs():
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
     with without_onednn():
-        assert not kernel._suits(x, weight)
+        assert not kernel._suits(x, weight, None)
         assert torch.equal(linear(x, weight), F.linear(x, weight))
 
 
@@ -114,3 +114,36 @@ def test_where_the_operation_is_missing_torch_multiplies(monkeypatch):
         assert torch.equal(linear(x, weight), F.linear(x, weight))
     finally:
         kernel._works.cache_clear()
+
+
+def test_what_onednn_would_read_wrongly_is_torchs():
+    """It takes memory as it lies: biases of another stride or shape, other devices, sparse matrices."""
+    x, weight = torch.randn(4, 6), torch.randn(3, 6)
+    for bias in (torch.randn(1).expand(3), torch.randn(6)[::2], torch.randn(3)):
+        close(linear(x, weight, bias), F.linear(x, weight, bias))
+    odd = [(x, weight, torch.randn(1)), (x, weight, torch.randn(())), (x, torch.randn(6), None), (x[0], weight, None)]
+    for given_ in odd:
+        close(linear(*given_), F.linear(*given_))
+    assert linear(x[:0], weight).shape == (0, 3)
+    assert not kernel._suits(x, weight.to("meta"), None)
+    assert not kernel._suits(x.to_sparse(), weight, None)
+    with pytest.raises(RuntimeError):
+        linear(x, torch.randn(3, 5))
+
+
+def test_torch_func_and_forward_derivatives():
+    x, weight, dx = torch.randn(4, 6), torch.randn(3, 6), torch.randn(4, 6)
+    value, slope = torch.func.jvp(lambda v: linear(v, weight), (x,), (dx,))
+    close(value, x @ weight.T)
+    close(slope, dx @ weight.T)
+    close(torch.func.grad(lambda w: linear(x, w).sum())(weight), x.sum(0).expand(3, -1))
+
+
+@available
+def test_inputs_may_change_where_no_gradient_needs_them():
+    x, weight, bias = torch.randn(4, 6), torch.randn(3, 6), torch.randn(3, requires_grad=True)
+    y = linear(x, weight, bias)
+    x.add_(1)
+    weight.add_(1)  # neither is needed for the gradient of the bias
+    y.sum().backward()
+    assert bias.grad.tolist() == [4, 4, 4]
