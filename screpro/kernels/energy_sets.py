@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from screpro.kernels.linear import SMALL as LARGE
 from screpro.kernels.linear import linear
 from screpro.kernels.threads import each
 from screpro.kernels.tiles import FAST, NEAR, squared_distance
@@ -30,6 +29,7 @@ __all__ = ["EnergyLoss"]
 CACHE = 2**17  # numbers worked on at a time: half of a second-level cache in float32
 SMALL = 512  # points of x and y together up to which `_gram` does the products
 ROWS = 512  # rows of a larger set at a time
+LARGE = 2**25  # multiply-adds from which `linear` is faster than the BLAS, the copy of its result included
 
 
 class EnergyLoss(torch.autograd.Function):
@@ -165,8 +165,8 @@ def _add_slope(x, y, weight, into):
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Products of (C, r, k) and (C, k, c); few and large ones one by one, as `linear` does them faster."""
-    if a[0].numel() * b.shape[2] < LARGE or len(a) > 4:
+    """Products of (C, r, k) and (C, k, c), large ones one by one."""
+    if a[0].numel() * b.shape[2] < LARGE:
         torch.bmm(a, b, out=out)
         return
     for own, (left, right) in zip(out, zip(a, b, strict=True), strict=True):

@@ -59,8 +59,10 @@ def write_timings(path: str | Path, what: str, rows: Sequence[Mapping[str, Any]]
 def load_timings(what: str) -> "pd.DataFrame":
     """Recorded rows of the benchmark `what`; an empty table where none is recorded.
 
-    Two columns are added: ``machine``, and ``peer_version``, name and version of the distribution that the peer's label
-    begins with (None for a formula written out here, and in files that hold no versions).
+    A benchmark of several operations is also measured one by one, as ``kernels-pca``: such rows belong to it as well,
+    and of equal rows the latest counts. Two columns are added: ``machine``, and ``peer_version``, name and version of
+    the distribution that the peer's label begins with (None for a formula written out here, and in files that hold no
+    versions).
 
     Raises
     ------
@@ -72,13 +74,18 @@ def load_timings(what: str) -> "pd.DataFrame":
     found = []
     for path in sorted((paths.root() / "data" / "results").glob("*/*.timings.json")):
         content = _read(path)
-        if content["what"] == what:
+        if content["what"] == what or content["what"].startswith(f"{what}-"):
             machine = f"{content['device']}, {content['threads']} threads"
             peers = content.get("peers", {})
             found += [
-                {**row, "machine": machine, "peer_version": _version(row["peer"], peers)} for row in content["rows"]
+                {**row, "machine": machine, "peer_version": _version(row["peer"], peers), "at": content["recorded"]}
+                for row in content["rows"]
             ]
-    return pd.DataFrame(found)
+    if not found:
+        return pd.DataFrame()
+    rows = pd.DataFrame(found).sort_values("at", kind="stable")
+    same = rows.columns.intersection(["operation", "size", "peer", "machine"])
+    return rows.drop_duplicates(same, keep="last").sort_index().drop(columns="at").reset_index(drop=True)
 
 
 def timings_table(what: str, *operations: str) -> "Markdown | None":

@@ -74,3 +74,14 @@ def test_a_file_is_replaced_in_one_step(folder, monkeypatch):
         write_timings(target, "kernels", [ROW, ROW], device="cpu")
     monkeypatch.undo()
     assert len(json.loads(target.read_text())["rows"]) == 1
+
+
+def test_an_operation_measured_alone_takes_the_place_of_its_row(folder):
+    rows = [ROW | {"size": size} for size in ("small", "large")]
+    write_timings(folder / "z.timings.json", "kernels", rows, device="cpu")
+    earlier = json.loads((folder / "z.timings.json").read_text()) | {"recorded": "2020-01-01T00:00:00+00:00"}
+    (folder / "z.timings.json").write_text(json.dumps(earlier))
+    write_timings(folder / "a.timings.json", "kernels-one", [rows[0] | {"ratio": 9.0}], device="cpu")
+    ratio = load_timings("kernels").set_index("size")["ratio"]
+    assert ratio.to_dict() == {"small": 9.0, "large": 3.5}
+    assert len(load_timings("kernels-one")) == 1
