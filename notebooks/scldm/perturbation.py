@@ -553,8 +553,7 @@ grid(rows[rows["metric_variant"] == "told from control"], list(told), told, {"ro
 # ones than control cells were; four times as many steps brought them nearer by every score (one trial, first seed). So
 # tier `laptop` has 6 000. The comparison got the same chance, one trial on each set with four times the training: scVI
 # was better for it, on `papalexi_thp1` by most scores, and has it now; the STATE-like transformer and CPA were no
-# better, and keep theirs. `kang_9k` is recorded with both; **`papalexi_thp1` is recorded as it was before**, with 1 500
-# steps and 60 passes of scVI, so its rows understate the two.
+# better, and keep theirs.
 
 # %% [markdown]
 # ## Verdict
