@@ -22,7 +22,9 @@ from screpro.data.preprocess import log_cp10k
 from screpro.data.splits import cell_split
 from screpro.errors import ScreproError
 from screpro.metrics.transport import w2_exact
+from screpro.models.scldm import AutoEncoder
 from screpro.records import Run
+from screpro.tasks import autoencoder as stage_one
 from screpro.tasks import generation as scores
 from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.flow import FlowSettings, decode_counts
@@ -76,6 +78,7 @@ class Protocol(NamedTuple):
     grids: Mapping[str, list[dict[str, Any]]] = MappingProxyType({})  # settings of a baseline, instead of its grid
     tune: bool = False  # choose a baseline's setting on validation cells; otherwise the first of its grid
     drop_study: float | None = 0.8  # label drop probability that the first seed is also trained with
+    passes_study: int | None = None  # passes that the first seed's auto-encoder is also trained for
     samplers: Sequence[tuple[str, int]] = (("euler", 20), ("heun", 10), ("heun", 20), ("dopri5", 1), ("sde", 50))
     sampler_cells: int = 256
     timed: tuple[int, int] | None = None  # cells and genes that a network of this size is timed on
@@ -280,18 +283,21 @@ class _Work:
             )  # fmt: skip
             if p.drop_study is not None:
                 self.other_drop(own, p.drop_study, seed)
+            if p.passes_study is not None:
+                self.other_passes(own, p.passes_study, seed)
             if p.timed is not None:
                 time_generation(
                     self.run, p.autoencoder, p.flow, cells=p.timed[0], genes=p.timed[1], steps=p.steps,
                     unit=self.unit("scldm", seed),
                 )  # fmt: skip
-        self.score(FIRST_STAGE, seed, *self.decoded(own, seed), seconds=None)
+        self.score(FIRST_STAGE, seed, *self.decoded(own.generator.autoencoder, own, seed), seconds=None)
         self.score("scldm", seed, *samples, seconds=seconds)
 
-    def decoded(self, own: ScLdm, seed: int) -> list[sp.csr_matrix]:
+    def decoded(self, model: AutoEncoder, own: ScLdm, seed: int) -> list[sp.csr_matrix]:
         """Real latents in place of drawn ones: those of any training cells, and of cells with the labels wanted."""
-        rng, labels, model = np.random.default_rng(seed), self.cells.test_labels, own.generator.autoencoder
-        anyone = rng.integers(len(own.latents), size=len(labels))
+        rng, labels = np.random.default_rng(seed), self.cells.test_labels
+        latents = own.latents if model is own.generator.autoencoder else stage_one.encode(model, self.cells.train)
+        anyone = rng.integers(len(latents), size=len(labels))
         same = scores.same_labels(self.cells.train_labels, labels, rng=rng, replace=False)
         pooled = own.generator.library.draw_pooled(len(labels), rng=rng)
         by_label = own.generator.library.draw({"cell_type": labels}, rng=rng)
@@ -301,7 +307,7 @@ class _Work:
             return model.decode(z.to(device), size.to(device))
 
         pairs = ((anyone, pooled), (same, by_label))
-        return [log_cp10k(decode_counts(decode, own.latents[of], size, rng=rng)) for of, size in pairs]
+        return [log_cp10k(decode_counts(decode, latents[of], size, rng=rng)) for of, size in pairs]
 
     def other_drop(self, own: ScLdm, drop: float, seed: int) -> None:
         """Ablation A10: the same auto-encoder, a velocity network trained with another share of labels dropped."""
@@ -309,16 +315,35 @@ class _Work:
         other = second_stage(
             self.cells, own.generator.autoencoder, own.latents, flow, seed=seed, losses=[], started=time.monotonic()
         )
-        unconditional, conditional = self.draw(other, seed)
-        reference, labels = self.against[""], self.cells.test_labels
+        self.variant("scldm", seed, self.draw(other, seed), item="A10", name=f"drop {drop:g}")
+
+    def other_passes(self, own: ScLdm, passes: int, seed: int) -> None:
+        """X-22: what another number of passes does to the auto-encoder: its error, and real latents it decodes."""
+        p = self.protocol
+        file = checkpoint_file(self.run, "passes", p.dataset, p.split, seed, asdict(p.autoencoder), passes)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        settings = replace(p.autoencoder, epochs=passes)
+        other = stage_one.train(self.cells.train, settings, seed=seed, threads=p.threads, checkpoint=file).model
+        for epochs, model in ((passes, other), (p.autoencoder.epochs, own.generator.autoencoder)):
+            name = f"{epochs} passes"
+            for which, counts in (("training", self.cells.train), ("test", self.cells.test)):
+                error = float(stage_one.nll(model, counts).mean())
+                self.add(FIRST_STAGE, seed, ", all genes", item="X-22", metric="re_nb_nll", unit="nats per cell",
+                         metric_variant=f"{which} cells, {name}", value=error, direction="lower")  # fmt: skip
+            self.variant(FIRST_STAGE, seed, self.decoded(model, own, seed), item="X-22", name=name)
+        file.unlink(missing_ok=True)
+
+    def variant(self, method: str, seed: int, samples: list[sp.csr_matrix], *, item: str, name: str) -> None:
+        """Rows of a variant on the variable genes, from its unconditional and its conditional sample."""
+        (unconditional, conditional), reference, labels = samples, self.against[""], self.cells.test_labels
         values = {"unconditional": scores.score_all(reference, unconditional, seed=seed)}
         values["conditional"] = scores.score_classes(reference, conditional, labels)
         accuracy = scores.class_accuracy(reference, conditional, labels)
         values["conditional"] |= {} if accuracy is None else {"macro_recall": accuracy}
         for kind, each in values.items():
             for metric, value in each.items():
-                self.add("scldm", seed, "", item="A10", metric=metric, metric_variant=f"{kind}, drop {drop:g}",
-                         value=value, direction=scores.DIRECTIONS[metric])  # fmt: skip
+                self.add(method, seed, "", item=item, metric=metric, metric_variant=f"{kind}, {name}", value=value,
+                         direction=scores.DIRECTIONS[metric])  # fmt: skip
 
 
 def _inner(cells: GenerationCells, *, seed: int) -> GenerationCells:
