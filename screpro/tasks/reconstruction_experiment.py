@@ -33,7 +33,7 @@ from screpro.tasks.reconstruction import (
 )
 from screpro.tasks.tuning import best_setting, checkpoint_file, progress
 
-__all__ = ["HALVES", "LONGER", "METHODS", "NETWORKS", "TITLES", "Protocol", "Trained", "compare_methods", "train"]
+__all__ = ["HALVES", "METHODS", "NETWORKS", "PASSES", "TITLES", "Protocol", "Trained", "compare_methods", "train"]
 
 NETWORKS = ["scldm", "scvi", "cfgen_like"]
 """What is trained; scLDM first."""
@@ -55,8 +55,8 @@ METHODS = [*NETWORKS, "global_mean", "class_mean", "neighbours", "copy"]
 HALVES = "other half of the molecules"
 """Variant of the scores in which one half of every cell's molecules is encoded and the other half scored."""
 
-LONGER = "longer training"
-"""Variant in which scVI and the CFGen-like auto-encoder, whose passes are cheap, get more of them."""
+PASSES = "X-23"
+"""Item of the first seed's scores by number of passes: the variant of a row is the number."""
 
 FIXED = ("counts", "labels", "n_labels", "seed", "threads", "epochs", "checkpoint", "title")
 """What this module decides; everything else is an option of a baseline."""
@@ -81,10 +81,10 @@ class Protocol(NamedTuple):
     dataset: str  # name in the result rows
     split: int  # seed of the split, noted in the rows
     seeds: Sequence[int]  # of weights, order of the cells and draws
-    base: AutoEncoderSettings  # scLDM's starting point; its number of epochs is everybody's
+    base: AutoEncoderSettings  # scLDM's starting point; its number of epochs is everybody's, unless more are chosen
     tune: bool  # choose among the settings of a grid on validation cells; otherwise its first
     threads: int = 1
-    longer: int | None = None  # epochs of the variant `LONGER`, first seed only; None: not run
+    passes: Mapping[str, Sequence[int]] = MappingProxyType({})  # larger numbers of epochs to choose from, if tuned
     grids: Mapping[str, list[dict[str, Any]]] = MappingProxyType({})  # instead of a network's grid
 
 
@@ -245,12 +245,24 @@ class _Work:
         options = self.chosen(method)
         found = self.fitted(method, options, seed)
         laws = {"": found.law(self.parts.test), HALVES: found.law(self.encoded)}
-        longer = self.protocol.longer
-        if longer and seed == self.protocol.seeds[0]:
-            laws[LONGER] = self._train(method, options, seed, longer).law(self.parts.test)
+        more = self.by_passes(method, options)
+        if seed == self.protocol.seeds[0] and len(more) > 1:
+            for each in more:
+                self.score_passes(method, seed, each, found if each == options else self.fitted(method, each, seed))
         self.score(method, seed, laws, found.seconds)
-        for epochs in (None, longer):
-            self._file(method, options, seed, epochs).unlink(missing_ok=True)
+        for each in more:
+            self._file(method, each, seed).unlink(missing_ok=True)
+
+    def score_passes(self, method: str, seed: int, options: dict[str, Any], found: Trained) -> None:
+        """Rows of a number of passes that was tried."""
+        counts = self.parts.test
+        epochs = options.get("epochs", self.protocol.base.epochs)
+        for metric, value in scores(counts, *found.law(counts), seed=seed).items():
+            self.run.add(
+                dataset=self.protocol.dataset, split=self.protocol.split, method=method, seed=seed, item=PASSES,
+                metric=metric, metric_variant=str(epochs), value=value, unit=UNITS.get(metric, ""),
+                direction=DIRECTIONS[metric], n_real=counts.shape[0], n_genes=counts.shape[1],
+            )  # fmt: skip
 
     def fitted(self, method: str, options: dict[str, Any], seed: int) -> Trained:
         """A network trained before, or now."""
@@ -258,24 +270,33 @@ class _Work:
             return self.trained[method, seed]
         if seed == self.protocol.seeds[0] and (found := self.kept.pop((method, repr(options)), None)):
             return found
-        return self._train(method, options, seed, self.protocol.base.epochs)
-
-    def _train(self, method: str, options: dict[str, Any], seed: int, epochs: int) -> Trained:
+        base, own = self.protocol.base, dict(options)
         return train(
-            method, self.parts.train, options, base=self.protocol.base, epochs=epochs, seed=seed,
-            threads=self.protocol.threads, checkpoint=self._file(method, options, seed, epochs),
+            method, self.parts.train, own, base=base, epochs=own.pop("epochs", base.epochs), seed=seed,
+            threads=self.protocol.threads, checkpoint=self._file(method, options, seed),
         )  # fmt: skip
 
-    def _file(self, method: str, options: dict[str, Any], seed: int, epochs: int | None = None):
+    def _file(self, method: str, options: dict[str, Any], seed: int):
         p = self.protocol
-        base = asdict(p.base) | {"epochs": epochs or p.base.epochs}
-        return checkpoint_file(self.run, p.dataset, p.split, method, seed, base, options)
+        return checkpoint_file(self.run, p.dataset, p.split, method, seed, asdict(p.base), options)
 
     # --- tuning -------------------------------------------------------------------------------------------
 
     def chosen(self, method: str) -> dict[str, Any]:
-        """Options with the smallest error on the validation cells, first seed; each tried setting leaves a row."""
+        """Options with the smallest error on the validation cells, first seed; each tried setting leaves a row.
+
+        All settings are compared at everybody's number of passes, then the best of them at larger ones ("epochs").
+        """
         grid = self.grid(method)
+        best = self._best(method, grid)
+        more = self.by_passes(method, best)
+        for options in grid:  # networks that lost are not needed again
+            if options not in more:
+                self.kept.pop((method, repr(options)), None)
+                self._file(method, options, self.protocol.seeds[0]).unlink(missing_ok=True)
+        return self._best(method, more)
+
+    def _best(self, method: str, grid: list[dict[str, Any]]) -> dict[str, Any]:
         if len(grid) == 1:
             return grid[0]
         p, seed, counts = self.protocol, self.protocol.seeds[0], self.parts.validation
@@ -286,14 +307,15 @@ class _Work:
             return re_nb_nll(counts, *found.law(counts))
 
         sizes = {"n_real": counts.shape[0], "n_genes": counts.shape[1]}
-        best = best_setting(
+        return best_setting(
             self.run, grid, score, work=work, metric="re_nb_nll", direction="lower", unit=UNITS["re_nb_nll"], **sizes
         )
-        for options in grid:  # networks that lost are not needed again
-            if options != best:
-                self.kept.pop((method, repr(options)), None)
-                self._file(method, options, seed).unlink(missing_ok=True)
-        return best
+
+    def by_passes(self, method: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+        """The options at every number of passes to choose from, everybody's first."""
+        same = {name: value for name, value in options.items() if name != "epochs"}
+        more = self.protocol.passes.get(method, ()) if self.protocol.tune else ()
+        return [same, *({**same, "epochs": epochs} for epochs in more if epochs > self.protocol.base.epochs)]
 
     def grid(self, method: str) -> list[dict[str, Any]]:
         """Settings to choose from; the first alone where nothing is tuned."""

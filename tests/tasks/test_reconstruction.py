@@ -1,5 +1,7 @@
 """Floors, ceilings and the experiment of the reconstruction page."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -166,22 +168,30 @@ def test_the_experiment_scores_resumes_and_tunes(parts, monkeypatch):
         "scldm": [{}, {"learning_rate": 1e-6}],
         "cfgen_like": [{"hidden": (16,), "learning_rate": 1e-6}, {"hidden": (16,), "batch_size": 8}],
     }
-    protocol = experiment.Protocol("toy", 0, [0, 1], TINY, True, grids=grids, longer=2)
+    passes = {"scldm": (2, 3), "cfgen_like": (4,)}
+    protocol = experiment.Protocol("toy", 0, [0, 1], TINY, True, grids=grids, passes=passes)
     methods = ["scldm", "cfgen_like", "global_mean", "class_mean", "neighbours", "copy"]
     experiment.compare_methods(run, parts, protocol, methods)
     rows = run.frame()
-    found = rows[(rows["item"] != "tuning") & (rows["metric"] == "re_nb_nll")]
+    errors = rows[rows["metric"] == "re_nb_nll"]
+    found = errors[~errors["item"].isin(["tuning", experiment.PASSES])]
     assert set(found["method"]) == set(methods)
-    assert set(found["metric_variant"]) == {"", experiment.HALVES, experiment.LONGER}
-    longer = found[found["metric_variant"] == experiment.LONGER]
-    assert list(longer["method"]) == ["scldm", "cfgen_like"] and set(longer["seed"]) == {0}
-    equal = found[(found["method"] == "scldm") & (found["metric_variant"] != experiment.LONGER)]
-    assert (equal.groupby("metric_variant")["seed"].nunique() == 2).all()
+    assert set(found["metric_variant"]) == {"", experiment.HALVES}
+    assert (found[found["method"] == "scldm"].groupby("metric_variant")["seed"].nunique() == 2).all()
     tried = rows[rows["item"] == "tuning"]
-    assert len(tried) == 4 and set(tried["split"]) == {"0, validation"}
+    assert len(tried) == 4 + 3 and set(tried["split"]) == {"0, validation"}
+    # what validation cells prefer among numbers of passes is what the scores were made with
+    for method, more in passes.items():
+        own = errors[(errors["item"] == experiment.PASSES) & (errors["method"] == method)]
+        by_passes = own.set_index("metric_variant")["value"]
+        assert list(by_passes.index) == [str(n) for n in (TINY.epochs, *more)] and set(own["seed"]) == {0}
+        best = min(tried[tried["method"] == method].itertuples(), key=lambda row: row.value)
+        main = found[(found["method"] == method) & (found["metric_variant"] == "") & (found["seed"] == 0)]
+        chosen = json.loads(best.metric_variant).get("epochs", TINY.epochs)
+        assert main["value"].item() == by_passes[str(chosen)]
     # the better setting on validation cells made the scores: a rate of 1e-6 learns nothing
     worst = tried.groupby("method")["value"].max()
-    own = found[(found["metric_variant"] == "")].groupby("method")["value"].mean()
+    own = found[found["metric_variant"] == ""].groupby("method")["value"].mean()
     assert own["cfgen_like"] < worst["cfgen_like"]
     before = len(rows)
     monkeypatch.setattr(experiment, "train", None)  # nothing may be trained again
