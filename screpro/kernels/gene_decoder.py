@@ -25,8 +25,7 @@ torch's own operations. There is no Triton kernel: the products are cuBLAS's the
 few passes over one chunk (B, g, 2F) behind them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -214,18 +213,19 @@ class _Sweep(torch.autograd.Function):
 _AGAIN: ContextVar[bool] = ContextVar("a chunk is computed again", default=False)
 
 
-@contextmanager
-def _again() -> Iterator[None]:
-    token = _AGAIN.set(True)
-    try:
-        yield
-    finally:
-        _AGAIN.reset(token)
+class _Again:
+    """Entered every time a chunk is computed again: more than once where a graph is kept for a second gradient."""
+
+    def __enter__(self) -> None:
+        self.token = _AGAIN.set(True)
+
+    def __exit__(self, *_) -> None:
+        _AGAIN.reset(self.token)
 
 
 def _contexts():
-    """Of the first and of the second time that a chunk is computed."""
-    return nullcontext(), _again()
+    """Of the first time that a chunk is computed, and of every other."""
+    return nullcontext(), _Again()
 
 
 def _check(embedding: Tensor, queries: Tensor, keys: Tensor, values: Tensor, w: GeneDecoder, chunk: int | None) -> None:

@@ -195,6 +195,9 @@ def told_from_control(held: HeldOutPairs, vectors: Callable[[sp.csr_matrix], np.
         if kind not in controls:
             controls[kind] = vectors(held.train.counts[rows[0]])
         both = np.concatenate([controls[kind], vectors(held.test.counts[rows[1]])])
+        if not np.ptp(both, axis=0).any():
+            areas[number] = 0.5  # equal vectors tell nothing
+            continue
         target = np.repeat([0, 1], [len(own) for own in rows])
         areas[number] = classify(principal_components(both), target, penalty="l2", folds=FOLDS).values["roc_auc"].mean()
     return areas

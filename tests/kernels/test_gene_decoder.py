@@ -147,6 +147,14 @@ def test_nothing_of_all_genes_is_kept():
     assert chunked < one / 2 < sum(kept.values()) / 3
 
 
+def test_a_kept_graph_gives_its_gradient_again():
+    tensors = problem()
+    total = run(decode_genes, tensors, 1, chunk=4).sum()
+    first, second = (torch.autograd.grad(total, list(tensors.values()), retain_graph=True) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_wrong_shapes():
     tensors = problem()
     with pytest.raises(ScreproError, match="at least one gene"):

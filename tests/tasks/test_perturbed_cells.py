@@ -211,5 +211,6 @@ def test_told_from_control(held):
         found = told(mark)
         assert found.shape == (len(held.pairs),)
         assert np.abs(found - 0.5).max() < 0.25
+    assert (told_from_control(held, lambda counts: np.ones((counts.shape[0], 3))) == 0.5).all()
     few = held._replace(test=held.test.take(np.flatnonzero(held.test.perturbation >= 0)[:1]))
     assert np.isnan(told_from_control(few, lambda counts: counts.toarray())).all()
