@@ -189,6 +189,9 @@ def results_dir() -> Path:
 def load_results(paper: str, name: str | None = None) -> "pd.DataFrame":
     """All recorded rows of a paper, or of one of its notebooks; an empty table when none is recorded.
 
+    Where two runs of a notebook have the same metric of a method on a data set at the same tier, for the same item, the
+    later run's rows stand alone: a method that is recorded again takes the place of what it was.
+
     Parameters
     ----------
     paper
@@ -196,9 +199,21 @@ def load_results(paper: str, name: str | None = None) -> "pd.DataFrame":
     name
         Notebook within the paper, e.g. ``annotation``.
     """
+    from screpro.records import manifest
+
     files = sorted((results_dir() / paper).glob(f"{name or '*'}/*/results.json"))
     # a folder counts only when its manifest, written last, is there
-    return to_frame(row for f in files if (f.parent / "manifest.json").is_file() for row in read_rows(f))
+    started = {f: manifest.read(f.parent)["started"] for f in files if (f.parent / "manifest.json").is_file()}
+    rows = {f: read_rows(f) for f in started}
+    last: dict[tuple, Path] = {}
+    for f in sorted(started, key=started.__getitem__):
+        last |= dict.fromkeys((_measurement(f, row) for row in rows[f]), f)
+    return to_frame(row for f, own in rows.items() for row in own if last[_measurement(f, row)] == f)
+
+
+def _measurement(file: Path, row: Mapping[str, Any]) -> tuple:
+    """What a run measured, as far as it takes the place of an earlier one."""
+    return file.parent.parent, *(row[c] for c in ("dataset", "tier", "method", "item", "metric"))
 
 
 # --- the journal ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from screpro import records
 from screpro.errors import ScreproError
-from screpro.records import results
+from screpro.records import manifest, results
 
 ROW = {
     "item": "Table 1",
@@ -132,16 +132,42 @@ def test_other_files_are_refused_with_a_reason(tmp_path, text, said):
         records.read_results(path)
 
 
-def test_recorded_rows_count_only_with_their_manifest(tmp_path, monkeypatch, folder):
-    monkeypatch.setattr(results, "results_dir", lambda: tmp_path)
+def record(monkeypatch, tmp_path, folder, name, started, rows):
+    """A recorded run of scdiff/annotation at tier laptop; without `started` it has no manifest."""
+    monkeypatch.setattr(results, "results_dir", lambda: tmp_path / "recorded")
+    monkeypatch.setenv("SCREPRO_RUN_DIR", str(folder / name))
     run = records.start("scdiff/annotation", tier="laptop")
-    run.add(**ROW)
-    rows = [results.check_row(r) for r in results.read_journal(folder / "journal.jsonl", drop_last_unit=False)[0]]
-    for name in ("whole", "partial"):
-        records.write_results(tmp_path / "scdiff" / "annotation" / name / "results.json", rows)
-    (tmp_path / "scdiff" / "annotation" / "whole" / "manifest.json").write_text("{}")
+    for row in rows:
+        run.add(**{**ROW, **row})
+    own = tmp_path / "recorded" / "scdiff" / "annotation" / name
+    rows, _ = results.read_journal(folder / name / "journal.jsonl", drop_last_unit=False)
+    records.write_results(own / "results.json", rows)
+    if started:
+        finish(own, started)
+
+
+def finish(run, started):
+    """A manifest of nothing but the time."""
+    kinds = {field: kind[0] if isinstance(kind, tuple) else kind for field, kind in manifest.FIELDS.items()}
+    manifest.write(run / "manifest.json", {f: kind() for f, kind in kinds.items()} | {"started": started})
+
+
+def test_recorded_rows_count_only_with_their_manifest(tmp_path, monkeypatch, folder):
+    record(monkeypatch, tmp_path, folder, "whole", "2026-01-01T00:00:00+00:00", [{}])
+    record(monkeypatch, tmp_path, folder, "partial", None, [{"method": "other"}])
     assert len(records.load_results("scdiff")) == len(records.load_results("scdiff", "annotation")) == 1
     assert records.load_results("scldm").empty
+
+
+def test_what_is_recorded_again_takes_the_place_of_what_it_was(tmp_path, monkeypatch, folder):
+    """Method, data set, item and metric decide, and when a run started; not the names of folders."""
+    again = {"value": 0.9, "metric_variant": "another setting"}
+    others = [{"method": "n"}, {"dataset": "e"}, {"item": "Table 2"}, {"metric": "accuracy"}]
+    record(monkeypatch, tmp_path, folder, "a", "2026-01-02T00:00:00+00:00", [again])
+    record(monkeypatch, tmp_path, folder, "b", "2026-01-01T00:00:00+00:00", [{}, {"seed": 1}, *others])
+    found = records.load_results("scdiff")
+    assert len(found) == 1 + len(others)
+    assert list(found.loc[found["value"] == 0.9, "metric_variant"]) == ["another setting"]
 
 
 def test_this_runs_rows_stand_for_recorded_ones_of_the_same_measurement(tmp_path, monkeypatch):
@@ -157,7 +183,7 @@ def test_this_runs_rows_stand_for_recorded_ones_of_the_same_measurement(tmp_path
             for method in ("a", "b"):
                 run.add(**unit, method=method, metric="f1", value=0.5)
             results.write_results(there / "results.json", run.frame().to_dict("records"))
-            (there / "manifest.json").write_text("{}")
+            finish(there, "2026-01-01T00:00:00+00:00")
     (tmp_path / "three").mkdir()
     again = results.Run("scdiff/page", tier="laptop", folder=tmp_path / "three", run_id="three")
     again.add(**unit, method="a", metric="f1", value=0.9)
