@@ -381,7 +381,7 @@ pd.DataFrame(shown).style.hide(axis="index")
 # | labels dropped | not given | 0.8 | 0.2; 0.8 as a check of sensitivity |
 # | theta | "shared: False" | one per gene, or per cell and gene | one per gene |
 # | sigma, nu of Table 9 | 1e-4, 0 | read by nothing | not there |
-# | epochs | not given | 100 | 100 at tier `paper`, fewer below |
+# | epochs | not given | 100 | 100 at tier `paper`; below it fewer, and for reconstruction chosen |
 # | condition of Tabula Muris | 123 types | 16 tissues | 16 tissues |
 # | Replogle-Nadig | 2 024 edits | 2 024 labels with the control | 2 023 |
 # | parameters, Census | 20M, 70M, 270M | counted | equal, gene table included |

@@ -189,8 +189,9 @@ def results_dir() -> Path:
 def load_results(paper: str, name: str | None = None) -> "pd.DataFrame":
     """All recorded rows of a paper, or of one of its notebooks; an empty table when none is recorded.
 
-    Where two runs of a notebook have the same metric of a method on a data set at the same tier, for the same item, the
-    later run's rows stand alone: a method that is recorded again takes the place of what it was.
+    Where two runs of a notebook have the same metric of a method on a split of a data set at the same tier, for the
+    same item, the later run's rows stand alone, with its seeds and variants: a method that is recorded again takes the
+    place of what it was.
 
     Parameters
     ----------
@@ -213,7 +214,7 @@ def load_results(paper: str, name: str | None = None) -> "pd.DataFrame":
 
 def _measurement(file: Path, row: Mapping[str, Any]) -> tuple:
     """What a run measured, as far as it takes the place of an earlier one."""
-    return file.parent.parent, *(row[c] for c in ("dataset", "tier", "method", "item", "metric"))
+    return file.parent.parent, *(row[c] for c in ("dataset", "split", "tier", "method", "item", "metric"))
 
 
 # --- the journal ----------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ __all__ = [
     "Protocol",
     "compare_methods",
     "sample_of",
+    "train_seed",
 ]
 
 METHODS = ["scldm", *baselines.GENERATORS]
@@ -78,7 +79,7 @@ class Protocol(NamedTuple):
     grids: Mapping[str, list[dict[str, Any]]] = MappingProxyType({})  # settings of a baseline, instead of its grid
     tune: bool = False  # choose a baseline's setting on validation cells; otherwise the first of its grid
     drop_study: float | None = 0.8  # label drop probability that the first seed is also trained with
-    passes_study: int | None = None  # passes that the first seed's auto-encoder is also trained for
+    passes_study: int | None = None  # fewer passes that the first seed's auto-encoder is also trained for
     samplers: Sequence[tuple[str, int]] = (("euler", 20), ("heun", 10), ("heun", 20), ("dopri5", 1), ("sde", 50))
     sampler_cells: int = 256
     timed: tuple[int, int] | None = None  # cells and genes that a network of this size is timed on
@@ -125,7 +126,7 @@ def compare_methods(
             continue
         started = time.monotonic()
         if method == "scldm":
-            own = trained.get(seed) or work.train(seed)
+            own = trained.get(seed) or train_seed(run, cells, protocol, seed)
             started -= own.seconds if seed in trained else 0
             work.scldm(own, seed)
         else:
@@ -188,14 +189,11 @@ class _Work:
 
     def add(self, method: str, seed: int | None, genes: str, **row: Any) -> None:
         n = len(self.cells.test_labels)
-        row = {"item": ITEM.get(genes), "unit": UNITS.get(row["metric"], "share of cells"), **row}
-        self.run.add(
-            **self.unit(method, seed),
-            n_real=n,
-            n_generated=n,
-            n_genes=len(self.against.get(genes, self.against[""]).genes),
-            **row,
-        )
+        defaults = {
+            "item": ITEM.get(genes), "unit": UNITS.get(row["metric"], "share of cells"), "n_real": n, "n_generated": n,
+            "n_genes": len(self.against.get(genes, self.against[""]).genes),
+        }  # fmt: skip
+        self.run.add(**self.unit(method, seed), **(defaults | row))
 
     def references(self) -> None:
         """Rows of the ceiling, of the floor of the MMD², and of the class sizes."""
@@ -257,21 +255,13 @@ class _Work:
 
     # --- scLDM ----------------------------------------------------------------------------------------------
 
-    def train(self, seed: int) -> ScLdm:
-        p = self.protocol
-        file = checkpoint_file(self.run, "generation", p.dataset, p.split, seed, asdict(p.autoencoder))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        own = train_scldm(self.cells, p.autoencoder, p.flow, seed=seed, threads=p.threads, checkpoint=file)
-        file.unlink(missing_ok=True)
-        return own
-
     def draw(self, own: ScLdm, seed: int) -> list[sp.csr_matrix]:
         labels = {"cell_type": self.cells.test_labels}
         how = {"steps": self.protocol.steps, "seed": seed}
         return [log_cp10k(own.generator.draw(labels, weight=weight, **how)) for weight in (0.0, 1.0)]
 
     def scldm(self, own: ScLdm, seed: int) -> None:
-        """Rows of one trained scLDM; with the first seed also samplers, the other drop probability and the timing."""
+        """Rows of one trained scLDM; with the first seed also samplers, other drop probability and passes, timing."""
         p, started = self.protocol, time.monotonic()
         samples = self.draw(own, seed)
         seconds = own.seconds + time.monotonic() - started
@@ -283,7 +273,7 @@ class _Work:
             )  # fmt: skip
             if p.drop_study is not None:
                 self.other_drop(own, p.drop_study, seed)
-            if p.passes_study is not None:
+            if p.passes_study is not None and p.passes_study < p.autoencoder.epochs:
                 self.other_passes(own, p.passes_study, seed)
             if p.timed is not None:
                 time_generation(
@@ -292,6 +282,8 @@ class _Work:
                 )  # fmt: skip
         self.score(FIRST_STAGE, seed, *self.decoded(own.generator.autoencoder, own, seed), seconds=None)
         self.score("scldm", seed, *samples, seconds=seconds)
+        for passes in (p.autoencoder.epochs, p.passes_study):
+            _stage_file(self.run, p, seed, passes).unlink(missing_ok=True)
 
     def decoded(self, model: AutoEncoder, own: ScLdm, seed: int) -> list[sp.csr_matrix]:
         """Real latents in place of drawn ones: those of any training cells, and of cells with the labels wanted."""
@@ -320,18 +312,16 @@ class _Work:
     def other_passes(self, own: ScLdm, passes: int, seed: int) -> None:
         """X-22: what another number of passes does to the auto-encoder: its error, and real latents it decodes."""
         p = self.protocol
-        file = checkpoint_file(self.run, "passes", p.dataset, p.split, seed, asdict(p.autoencoder), passes)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        settings = replace(p.autoencoder, epochs=passes)
+        settings, file = replace(p.autoencoder, epochs=passes), _stage_file(self.run, p, seed, passes)
         other = stage_one.train(self.cells.train, settings, seed=seed, threads=p.threads, checkpoint=file).model
         for epochs, model in ((passes, other), (p.autoencoder.epochs, own.generator.autoencoder)):
             name = f"{epochs} passes"
             for which, counts in (("training", self.cells.train), ("test", self.cells.test)):
                 error = float(stage_one.nll(model, counts).mean())
                 self.add(FIRST_STAGE, seed, ", all genes", item="X-22", metric="re_nb_nll", unit="nats per cell",
-                         metric_variant=f"{which} cells, {name}", value=error, direction="lower")  # fmt: skip
+                         metric_variant=f"{which} cells, {name}", value=error, direction="lower",
+                         n_real=counts.shape[0], n_generated=None)  # fmt: skip
             self.variant(FIRST_STAGE, seed, self.decoded(model, own, seed), item="X-22", name=name)
-        file.unlink(missing_ok=True)
 
     def variant(self, method: str, seed: int, samples: list[sp.csr_matrix], *, item: str, name: str) -> None:
         """Rows of a variant on the variable genes, from its unconditional and its conditional sample."""
@@ -344,6 +334,21 @@ class _Work:
             for metric, value in each.items():
                 self.add(method, seed, "", item=item, metric=metric, metric_variant=f"{kind}, {name}", value=value,
                          direction=scores.DIRECTIONS[metric])  # fmt: skip
+
+
+def train_seed(run: Run, cells: GenerationCells, protocol: Protocol, seed: int) -> ScLdm:
+    """scLDM trained with a seed; an interrupted run goes on with the auto-encoder where it was."""
+    p = protocol
+    file = _stage_file(run, p, seed, p.autoencoder.epochs)
+    return train_scldm(cells, p.autoencoder, p.flow, seed=seed, threads=p.threads, checkpoint=file)
+
+
+def _stage_file(run: Run, protocol: Protocol, seed: int, passes: int | None) -> Path:
+    """Where the auto-encoder of some passes is until everything of the seed has its rows."""
+    p, settings = protocol, asdict(protocol.autoencoder) | {"epochs": passes}
+    file = checkpoint_file(run, "generation", p.dataset, p.split, seed, settings)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
 
 def _inner(cells: GenerationCells, *, seed: int) -> GenerationCells:

@@ -183,8 +183,8 @@ def told_from_control(held: HeldOutPairs, vectors: Callable[[sp.csr_matrix], np.
     Returns
     -------
     np.ndarray
-        Area under the ROC curve of each pair: .5 by chance, 1 where every cell is told; NaN with fewer than five cells
-        on a side.
+        Area under the ROC curve of each pair: .5 by chance and where all vectors are equal, 1 where every cell is told;
+        NaN with fewer than five cells on a side.
     """
     areas = np.full(len(held.pairs), np.nan)
     controls: dict[int, np.ndarray] = {}

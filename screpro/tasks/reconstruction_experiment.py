@@ -1,9 +1,10 @@
 """The experiment behind the reconstruction page: scLDM's auto-encoder, scVI and a CFGen-like auto-encoder (Table 1).
 
-Every method gets the same training cells, the same panel and the same number of passes over the cells, and the same
-number of settings to choose from, by the reconstruction error on validation cells. The first entry of a grid is the
-published setting (scLDM: the starting point). Scored are the same test cells, whole (what the paper's tables do) and
-with half of the molecules encoded and the other half scored (`HALVES`), where copying the input does not help.
+Every method gets the same training cells, the same panel and the same number of settings to choose from, at the same
+number of passes over the cells, by the reconstruction error on validation cells. The first entry of a grid is the
+published setting (scLDM: the starting point). Then each chooses its number of passes, where a protocol has larger ones.
+Scored are the same test cells, whole (what the paper's tables do) and with half of the molecules encoded and the other
+half scored (`HALVES`), where copying the input does not help.
 """
 
 import time
@@ -62,6 +63,9 @@ FIXED = ("counts", "labels", "n_labels", "seed", "threads", "epochs", "checkpoin
 """What this module decides; everything else is an option of a baseline."""
 
 UNITS = {"re_nb_nll": "nats per cell"}
+
+WORST = 1e9
+"""Nats: what an infinite error on validation cells is recorded as."""
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "scldm": [{}, {"learning_rate": 1e-3}, {"batch_size": 16}],
@@ -211,22 +215,28 @@ class _Work:
         self, method: str, seed: int | None, laws: Mapping[str, tuple[np.ndarray, np.ndarray]], seconds: float
     ) -> None:
         """Rows of reconstructions (mean, theta) by variant, and the seconds of fitting."""
-        common = {"dataset": self.protocol.dataset, "split": self.protocol.split, "method": method, "seed": seed}
-        for variant, (mean, theta) in laws.items():
+        for variant, law in laws.items():
             counts = self.scored if variant == HALVES else self.parts.test
-            item = "Table 1" if variant == "" else "X-1"
-            for metric, value in scores(counts, mean, theta, seed=seed or 0).items():
-                if not np.isfinite(value):
-                    continue  # a mean of 0 where a count was seen: no number to record
-                self.run.add(
-                    **common, item=item, metric=metric, metric_variant=variant, value=value,
-                    unit=UNITS.get(metric, ""), direction=DIRECTIONS[metric], n_real=counts.shape[0],
-                    n_genes=counts.shape[1],
-                )  # fmt: skip
+            self.rows_of(method, seed, "X-1" if variant else "Table 1", variant, counts, law)
         self.run.add(
-            **common, item="X-2", metric="fit", value=seconds, unit="s", direction="lower",
-            n_real=self.parts.train.shape[0], n_genes=self.parts.train.shape[1],
+            dataset=self.protocol.dataset, split=self.protocol.split, method=method, seed=seed, item="X-2",
+            metric="fit", value=seconds, unit="s", direction="lower", n_real=self.parts.train.shape[0],
+            n_genes=self.parts.train.shape[1],
         )  # fmt: skip
+
+    def rows_of(
+        self, method: str, seed: int | None, item: str, variant: str, counts: sp.csr_matrix,
+        law: tuple[np.ndarray, np.ndarray],
+    ) -> None:  # fmt: skip
+        """Every score of a reconstruction (mean, theta) of counts."""
+        for metric, value in scores(counts, *law, seed=seed or 0).items():
+            if not np.isfinite(value):
+                continue  # a mean of 0 where a count was seen: no number to record
+            self.run.add(
+                dataset=self.protocol.dataset, split=self.protocol.split, method=method, seed=seed, item=item,
+                metric=metric, metric_variant=variant, value=value, unit=UNITS.get(metric, ""),
+                direction=DIRECTIONS[metric], n_real=counts.shape[0], n_genes=counts.shape[1],
+            )  # fmt: skip
 
     def untrained(self, method: str) -> None:
         started, parts = time.monotonic(), self.parts
@@ -248,21 +258,12 @@ class _Work:
         more = self.by_passes(method, options)
         if seed == self.protocol.seeds[0] and len(more) > 1:
             for each in more:
-                self.score_passes(method, seed, each, found if each == options else self.fitted(method, each, seed))
+                network = found if each == options else self.fitted(method, each, seed)
+                passes = each.get("epochs", self.protocol.base.epochs)
+                self.rows_of(method, seed, PASSES, str(passes), self.parts.test, network.law(self.parts.test))
         self.score(method, seed, laws, found.seconds)
         for each in more:
             self._file(method, each, seed).unlink(missing_ok=True)
-
-    def score_passes(self, method: str, seed: int, options: dict[str, Any], found: Trained) -> None:
-        """Rows of a number of passes that was tried."""
-        counts = self.parts.test
-        epochs = options.get("epochs", self.protocol.base.epochs)
-        for metric, value in scores(counts, *found.law(counts), seed=seed).items():
-            self.run.add(
-                dataset=self.protocol.dataset, split=self.protocol.split, method=method, seed=seed, item=PASSES,
-                metric=metric, metric_variant=str(epochs), value=value, unit=UNITS.get(metric, ""),
-                direction=DIRECTIONS[metric], n_real=counts.shape[0], n_genes=counts.shape[1],
-            )  # fmt: skip
 
     def fitted(self, method: str, options: dict[str, Any], seed: int) -> Trained:
         """A network trained before, or now."""
@@ -288,13 +289,13 @@ class _Work:
         All settings are compared at everybody's number of passes, then the best of them at larger ones ("epochs").
         """
         grid = self.grid(method)
-        best = self._best(method, grid)
-        more = self.by_passes(method, best)
-        for options in grid:  # networks that lost are not needed again
+        more = self.by_passes(method, self._best(method, grid))
+        best = self._best(method, more)
+        for options in grid:  # networks that lost are not needed again, whatever interrupts the run from now on
             if options not in more:
                 self.kept.pop((method, repr(options)), None)
                 self._file(method, options, self.protocol.seeds[0]).unlink(missing_ok=True)
-        return self._best(method, more)
+        return best
 
     def _best(self, method: str, grid: list[dict[str, Any]]) -> dict[str, Any]:
         if len(grid) == 1:
@@ -304,7 +305,8 @@ class _Work:
 
         def score(options: dict[str, Any]) -> float:
             found = self.kept[method, repr(options)] = self.fitted(method, options, seed)
-            return re_nb_nll(counts, *found.law(counts))
+            # an infinite error, of a mean of 0 where a count was seen, loses against every other
+            return min(re_nb_nll(counts, *found.law(counts)), WORST)
 
         sizes = {"n_real": counts.shape[0], "n_genes": counts.shape[1]}
         return best_setting(
@@ -318,6 +320,11 @@ class _Work:
         return [same, *({**same, "epochs": epochs} for epochs in more if epochs > self.protocol.base.epochs)]
 
     def grid(self, method: str) -> list[dict[str, Any]]:
-        """Settings to choose from; the first alone where nothing is tuned."""
+        """Settings to choose from; the first alone where nothing is tuned. Passes are chosen after them (`passes`)."""
         grid = list(self.protocol.grids.get(method, GRIDS[method]))
+        if any("epochs" in options for options in grid):
+            raise ScreproError(
+                "The number of passes is no setting of a grid.", got=f"epochs in the grid of {method}",
+                fix="name it in the protocol's base, or larger ones in its passes",
+            )  # fmt: skip
         return grid if self.protocol.tune else grid[:1]

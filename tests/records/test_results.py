@@ -132,14 +132,14 @@ def test_other_files_are_refused_with_a_reason(tmp_path, text, said):
         records.read_results(path)
 
 
-def record(monkeypatch, tmp_path, folder, name, started, rows):
-    """A recorded run of scdiff/annotation at tier laptop; without `started` it has no manifest."""
+def record(monkeypatch, tmp_path, folder, name, started, rows, *, page="annotation", tier="laptop"):
+    """A recorded run of a page of scDiff; without `started` it has no manifest."""
     monkeypatch.setattr(results, "results_dir", lambda: tmp_path / "recorded")
     monkeypatch.setenv("SCREPRO_RUN_DIR", str(folder / name))
-    run = records.start("scdiff/annotation", tier="laptop")
+    run = records.start(f"scdiff/{page}", tier=tier)
     for row in rows:
         run.add(**{**ROW, **row})
-    own = tmp_path / "recorded" / "scdiff" / "annotation" / name
+    own = tmp_path / "recorded" / "scdiff" / page / name
     rows, _ = results.read_journal(folder / name / "journal.jsonl", drop_last_unit=False)
     records.write_results(own / "results.json", rows)
     if started:
@@ -160,13 +160,15 @@ def test_recorded_rows_count_only_with_their_manifest(tmp_path, monkeypatch, fol
 
 
 def test_what_is_recorded_again_takes_the_place_of_what_it_was(tmp_path, monkeypatch, folder):
-    """Method, data set, item and metric decide, and when a run started; not the names of folders."""
+    """Method, data set, split, item, metric and tier decide, and when a run started; not the names of folders."""
     again = {"value": 0.9, "metric_variant": "another setting"}
-    others = [{"method": "n"}, {"dataset": "e"}, {"item": "Table 2"}, {"metric": "accuracy"}]
+    others = [{"method": "n"}, {"dataset": "e"}, {"item": "Table 2"}, {"metric": "accuracy"}, {"split": 1}]
     record(monkeypatch, tmp_path, folder, "a", "2026-01-02T00:00:00+00:00", [again])
     record(monkeypatch, tmp_path, folder, "b", "2026-01-01T00:00:00+00:00", [{}, {"seed": 1}, *others])
+    record(monkeypatch, tmp_path, folder, "c", "2026-01-01T00:00:00+00:00", [{}], tier="ci")
+    record(monkeypatch, tmp_path, folder, "d", "2026-01-01T00:00:00+00:00", [{}], page="one_shot")
     found = records.load_results("scdiff")
-    assert len(found) == 1 + len(others)
+    assert len(found) == 1 + len(others) + 2
     assert list(found.loc[found["value"] == 0.9, "metric_variant"]) == ["another setting"]
 
 

@@ -202,6 +202,62 @@ def test_the_experiment_scores_resumes_and_tunes(parts, monkeypatch):
         experiment.compare_methods(run, parts, protocol, ["scgpt"])
 
 
+@pytest.fixture
+def by_epochs(monkeypatch):
+    """Networks whose training takes no time: (method, seed, epochs) of each, and their error by method and epochs."""
+    trained, theta = [], {("scldm", 1): 1e-3, ("scldm", 5): 1e-2, ("scvi", 1): 1e-2, ("scvi", 5): 1e-3}
+
+    def train(method, counts, options, *, base, epochs, seed, threads, checkpoint):
+        trained.append((method, seed, epochs))
+        mean = global_law(counts)
+        return experiment.Trained(lambda x: (mean(x)[0], np.full(x.shape[1], theta[method, epochs])), 0.0, None)
+
+    monkeypatch.setattr(experiment, "train", train)
+    return trained
+
+
+def test_each_network_has_the_passes_that_its_validation_cells_prefer(parts, by_epochs):
+    run = records.start("scldm/reconstruction", tier="ci")
+    grids, passes = {m: [{}] for m in ("scldm", "scvi")}, {"scldm": [1, 5], "scvi": [5]}
+    protocol = experiment.Protocol("toy", 0, [0, 1], TINY, True, grids=grids, passes=passes)
+    experiment.compare_methods(run, parts, protocol, ["scldm", "scvi"])
+    # not more passes than everybody's are no choice; the second seed trains with what the first has chosen
+    first, second = ([(m, e) for m, s, e in by_epochs if s == seed] for seed in (0, 1))
+    assert first == [("scldm", 1), ("scldm", 5), ("scvi", 1), ("scvi", 5)]
+    assert second == [("scldm", 5), ("scvi", 1)]
+    rows = run.frame()
+    study = rows[(rows["item"] == experiment.PASSES) & (rows["metric"] == "re_nb_nll")]
+    assert list(study["metric_variant"]) == ["1", "5", "1", "5"]
+
+    by_epochs.clear()
+    run = records.start("scldm/reconstruction", tier="ci")
+    experiment.compare_methods(run, parts, protocol._replace(tune=False), ["scldm"])
+    assert {e for _, _, e in by_epochs} == {1} and not (run.frame()["item"] == experiment.PASSES).any()
+    with pytest.raises(ScreproError, match="passes"):
+        experiment.compare_methods(run, parts, protocol._replace(grids={"scvi": [{"epochs": 2}]}), ["scvi"])
+
+
+def test_a_kill_while_passes_are_tried_loses_no_network(parts, monkeypatch):
+    run = records.start("scldm/reconstruction", tier="ci")
+    protocol = experiment.Protocol(
+        "toy", 0, [0], TINY, True, grids={"scldm": [{}, {"learning_rate": 1e-6}]}, passes={"scldm": [2]}
+    )
+    whole = experiment.train
+
+    def killed(*args, epochs, **options):
+        if epochs == 2:
+            raise KeyboardInterrupt
+        return whole(*args, epochs=epochs, **options)
+
+    monkeypatch.setattr(experiment, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.compare_methods(run, parts, protocol, ["scldm"])
+    assert len(list((run.folder / "checkpoints").glob("*.safetensors"))) == 2
+    monkeypatch.setattr(experiment, "train", whole)
+    experiment.compare_methods(run, parts, protocol, ["scldm"])
+    assert not list((run.folder / "checkpoints").glob("*"))
+
+
 @pytest.mark.parametrize("method", experiment.NETWORKS)
 def test_a_misspelt_option_is_refused(parts, method):
     with pytest.raises(ScreproError, match="options"):
