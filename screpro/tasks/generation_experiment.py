@@ -27,10 +27,11 @@ from screpro.records import Run
 from screpro.tasks import autoencoder as stage_one
 from screpro.tasks import generation as scores
 from screpro.tasks.autoencoder import AutoEncoderSettings
-from screpro.tasks.flow import FlowSettings, decode_counts
+from screpro.tasks.flow import FlowSettings, decode_counts, sample_latents
 from screpro.tasks.generation import GenerationCells
 from screpro.tasks.generation_samplers import study_samplers, time_generation
 from screpro.tasks.generation_training import ScLdm, second_stage, train_scldm
+from screpro.tasks.library_size import SizesOfLatents
 from screpro.tasks.tuning import best_setting, checkpoint_file, progress
 
 __all__ = [
@@ -280,6 +281,7 @@ class _Work:
                     self.run, p.autoencoder, p.flow, cells=p.timed[0], genes=p.timed[1], steps=p.steps,
                     unit=self.unit("scldm", seed),
                 )  # fmt: skip
+        self.sizes_of_latents(own, seed)
         self.score(FIRST_STAGE, seed, *self.decoded(own.generator.autoencoder, own, seed), seconds=None)
         self.score("scldm", seed, *samples, seconds=seconds)
         for passes in (p.autoencoder.epochs, p.passes_study):
@@ -289,17 +291,36 @@ class _Work:
         """Real latents in place of drawn ones: those of any training cells, and of cells with the labels wanted."""
         rng, labels = np.random.default_rng(seed), self.cells.test_labels
         latents = own.latents if model is own.generator.autoencoder else stage_one.encode(model, self.cells.train)
-        anyone = rng.integers(len(latents), size=len(labels))
-        same = scores.same_labels(self.cells.train_labels, labels, rng=rng, replace=False)
+        anyone, same = self.real_rows(len(latents), rng)
         pooled = own.generator.library.draw_pooled(len(labels), rng=rng)
         by_label = own.generator.library.draw({"cell_type": labels}, rng=rng)
+        return [self.decode(model, latents[of], size, rng) for of, size in ((anyone, pooled), (same, by_label))]
+
+    def sizes_of_latents(self, own: ScLdm, seed: int) -> None:
+        """X-24: library sizes read off the latents that are decoded, of drawn latents and of real ones."""
+        generator, labels, n = own.generator, {"cell_type": self.cells.test_labels}, len(self.cells.test_labels)
+        law = SizesOfLatents.fit(own.latents, np.asarray(self.cells.train.sum(1)).ravel())
+        drawn = [
+            sample_latents(generator.network, labels, n=n, shape=tuple(own.latents.shape[1:]), weight=weight,
+                           steps=self.protocol.steps, seed=seed)
+            for weight in (0.0, 1.0)
+        ]  # fmt: skip
+        rng = np.random.default_rng(seed)
+        real = [own.latents[rows] for rows in self.real_rows(len(own.latents), rng)]
+        for method, latents in (("scldm", drawn), (FIRST_STAGE, real)):
+            samples = [self.decode(generator.autoencoder, z, law.draw(z, rng=rng), rng) for z in latents]
+            self.variant(method, seed, samples, item="X-24", name="sizes of latents")
+
+    def real_rows(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Training cells: any of `n`, and others with the labels wanted."""
+        labels = self.cells.test_labels
+        anyone = rng.integers(n, size=len(labels))
+        return anyone, scores.same_labels(self.cells.train_labels, labels, rng=rng, replace=False)
+
+    def decode(self, model: AutoEncoder, z: Tensor, size: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
+        """Log-normalised counts drawn for latents and library sizes."""
         device = model.head.weight.device
-
-        def decode(z: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-            return model.decode(z.to(device), size.to(device))
-
-        pairs = ((anyone, pooled), (same, by_label))
-        return [log_cp10k(decode_counts(decode, latents[of], size, rng=rng)) for of, size in pairs]
+        return log_cp10k(decode_counts(lambda z, s: model.decode(z.to(device), s.to(device)), z, size, rng=rng))
 
     def other_drop(self, own: ScLdm, drop: float, seed: int) -> None:
         """Ablation A10: the same auto-encoder, a velocity network trained with another share of labels dropped."""

@@ -4,16 +4,24 @@ The velocity network knows nothing of library sizes; the authors draw them from 
 totals of training cells with the same labels. A combination that was never seen has no such statistics; theirs falls
 to log size 0, one count per cell, unless the file they ship covers it. Here it is the main-effects model
 $\mu + \sum_j \delta_j$ in log space: overall mean plus what each label of the combination adds on average.
+
+Drawn like this, a size does not belong to its cell: among cells of one label, or of all labels where none is given, a
+latent of a large cell gets the size of a small one. `SizesOfLatents` reads the size off the latent (a variant).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from screpro.errors import ScreproError
 
-__all__ = ["LibrarySizes"]
+if TYPE_CHECKING:
+    from sklearn.linear_model import RidgeCV
+    from torch import Tensor
+
+__all__ = ["LibrarySizes", "SizesOfLatents"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,29 @@ class LibrarySizes:
                 fix=f"pass labels of {', '.join(self.names) or 'no attribute'}",
             )
         return [tuple(int(v) for v in key) for key in zip(*(labels[name] for name in self.names), strict=True)]
+
+
+@dataclass(frozen=True)
+class SizesOfLatents:
+    """Log-normal totals around a linear function of the latent, learned by ridge regression."""
+
+    mean: "RidgeCV"  # of the log total
+    spread: float  # standard deviation of the log total around it, of cells left out of the regression
+
+    @classmethod
+    def fit(cls, latents: "Tensor", totals: np.ndarray) -> "SizesOfLatents":
+        """From latents (n, m, q) of training cells and their totals (n,), positive."""
+        from sklearn.linear_model import RidgeCV
+
+        x, logs = latents.flatten(1).numpy(), np.log(np.asarray(totals, dtype=float).ravel())
+        mean = RidgeCV(np.logspace(-2, 4, 13), store_cv_results=True).fit(x, logs)
+        left_out = mean.cv_results_[:, list(mean.alphas).index(mean.alpha_)]  # squared, each cell's without itself
+        return cls(mean, float(np.sqrt(left_out.mean())))
+
+    def draw(self, latents: "Tensor", *, rng: np.random.Generator) -> np.ndarray:
+        """Totals (n,) float32 of cells with latents (n, m, q), at least 1."""
+        logs = rng.normal(self.mean.predict(latents.flatten(1).numpy()), self.spread)
+        return np.maximum(np.exp(logs), 1.0).astype(np.float32)
 
 
 def _main_effects(logs: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> dict[str, dict[int, float]]:

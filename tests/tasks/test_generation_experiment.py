@@ -45,7 +45,7 @@ def run(cells, protocol):
 
 def test_every_method_has_every_score(run):
     rows = run.frame()
-    wide = rows[~rows["item"].isin(["A10", "X-22"])].pivot_table(
+    wide = rows[~rows["item"].isin(["A10", "X-22", "X-24"])].pivot_table(
         index=["metric", "metric_variant"], columns="method", values="value"
     )
     for metric in ("w2_exact", "mmd2_rbf_sum5", "frechet_distance"):
@@ -74,6 +74,17 @@ def test_the_first_stage_with_other_passes(run, cells):
     sizes = rows[(rows["item"] == "X-22") & (rows["metric"] == "re_nb_nll")]
     assert set(sizes["n_real"]) == {len(cells.train_labels), len(cells.test_labels)}
     assert not list((run.folder / "checkpoints").glob("*"))
+
+
+def test_sizes_of_latents(run):
+    """Same latents, other sizes: rows of drawn and of real latents that differ from those of sizes drawn beside."""
+    rows = run.frame()
+    own = rows[rows["item"] == "X-24"].set_index(["method", "metric", "metric_variant"])["value"]
+    main = rows[rows["item"] == "Table 2"].set_index(["method", "metric", "metric_variant"])["value"]
+    for method in ("scldm", experiment.FIRST_STAGE):
+        for kind in ("unconditional", "conditional"):
+            value = own[method, "w2_exact", f"{kind}, sizes of latents"]
+            assert 0 < value < 2 * main[method, "w2_exact", kind] and value != main[method, "w2_exact", kind]
 
 
 def test_samplers_cost_what_they_should(run):

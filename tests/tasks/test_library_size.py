@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from screpro.errors import ScreproError
-from screpro.tasks.library_size import LibrarySizes
+from screpro.tasks.library_size import LibrarySizes, SizesOfLatents
 
 
 def grid(*levels, copies=1):
@@ -89,3 +90,17 @@ def test_wrong_input_is_explained():
     for labels in ({}, {"dose": np.array([0])}, {"cell": np.array([0]), "dose": np.array([0])}):
         with pytest.raises(ScreproError, match="learned with"):
             library.moments(labels)
+
+
+def test_sizes_are_read_off_latents():
+    """A log-linear law comes back, noise around it included; latents that tell nothing give the pooled law."""
+    rng = np.random.default_rng(0)
+    latents = torch.from_numpy(rng.normal(size=(3000, 3, 4))).float()
+    told = 6 + latents.flatten(1).numpy() @ rng.normal(0, 0.2, 12)
+    new = torch.from_numpy(rng.normal(size=(4000, 3, 4))).float()
+    for logs, mean_spread in ((told + rng.normal(0, 0.3, 3000), told.std()), (rng.normal(6, 0.3, 3000), 0.0)):
+        law = SizesOfLatents.fit(latents, np.exp(logs))
+        assert law.spread == pytest.approx(0.3, rel=0.06)
+        assert law.mean.predict(new.flatten(1).numpy()).std() == pytest.approx(mean_spread, abs=0.05)
+        drawn = np.log(law.draw(new, rng=rng))
+        assert drawn.mean() == pytest.approx(logs.mean(), abs=0.1) and drawn.std() == pytest.approx(logs.std(), rel=0.1)
