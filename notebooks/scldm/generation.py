@@ -787,7 +787,7 @@ tried = rows[rows["item"] == "tuning"].copy()
 tried["method"] = tried["method"].map(titles)
 tried.pivot_table(index=["method", "metric_variant"], columns="dataset", values="value", sort=False).rename_axis(
     index=["method", "setting"]
-).round(3) if len(tried) else Markdown("No method was tuned in this run, and no tuned run is recorded.")
+).round(3).astype(object).fillna("") if len(tried) else Markdown("No method was tuned in this run, and no tuned run is recorded.")
 
 # %% [markdown]
 # ### What each method took
