@@ -132,9 +132,9 @@ def cellflow_tools(
     they can be asked for. Training cells are drawn by the package with a seed of its own: ours sets the weights
     and the control cells that answers start from.
 
-    A step of the package draws cells of ONE condition, where `cellflow_like` draws eight sets of 32, each of a condition
-    of its own. As many cells in batches of 256 leave the package an eighth of the draws (R² of means .71 on kang_1k, .96
-    with batches of 32). So a batch is a set here, and there are eight times as many steps.
+    A step of the package draws cells of ONE condition, where `cellflow_like` draws eight sets of 32, each of a
+    condition of its own. As many cells in batches of 256 leave the package an eighth of the draws (R² of means .71 on
+    kang_1k, .96 with batches of 32). So a batch is a set here, and there are eight times as many steps.
 
     Parameters
     ----------

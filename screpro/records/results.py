@@ -343,7 +343,7 @@ class Run:
         """Rows of this run, after every recorded row of its notebook.
 
         Where both have a metric of a method on a data set at the same tier, this run's rows stand alone: they are the
-        same measurement, or the one that was asked for with other parameters.
+        same measurement, or the one that was asked for with other parameters, another split among them.
         """
         import pandas as pd
 

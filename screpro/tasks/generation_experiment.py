@@ -127,9 +127,7 @@ def compare_methods(
             continue
         started = time.monotonic()
         if method == "scldm":
-            own = trained.get(seed) or train_seed(run, cells, protocol, seed)
-            started -= own.seconds if seed in trained else 0
-            work.scldm(own, seed)
+            work.scldm(trained.get(seed) or train_seed(run, cells, protocol, seed), seed)
         else:
             made = baselines.run(
                 method,
@@ -144,6 +142,9 @@ def compare_methods(
             seconds = time.monotonic() - started
             normalised = [x if x is None or made.expression else log_cp10k(x) for x in made[:2]]
             work.score(method, seed, *normalised, seconds=seconds)
+    for seed in protocol.seeds:  # not earlier: a run that is killed forgets the rows of what it was at
+        for passes in {protocol.autoencoder.epochs, protocol.passes_study} - {None}:
+            _stage_file(run, protocol, seed, passes).unlink(missing_ok=True)
 
 
 class _Work:
@@ -284,8 +285,6 @@ class _Work:
         self.sizes_of_latents(own, seed)
         self.score(FIRST_STAGE, seed, *self.decoded(own.generator.autoencoder, own, seed), seconds=None)
         self.score("scldm", seed, *samples, seconds=seconds)
-        for passes in (p.autoencoder.epochs, p.passes_study):
-            _stage_file(self.run, p, seed, passes).unlink(missing_ok=True)
 
     def decoded(self, model: AutoEncoder, own: ScLdm, seed: int) -> list[sp.csr_matrix]:
         """Real latents in place of drawn ones: those of any training cells, and of cells with the labels wanted."""
@@ -297,7 +296,7 @@ class _Work:
         return [self.decode(model, latents[of], size, rng) for of, size in ((anyone, pooled), (same, by_label))]
 
     def sizes_of_latents(self, own: ScLdm, seed: int) -> None:
-        """X-24: library sizes read off the latents that are decoded, of drawn latents and of real ones."""
+        """X-24: library sizes read off the latents that are decoded, for drawn and for real latents."""
         generator, labels, n = own.generator, {"cell_type": self.cells.test_labels}, len(self.cells.test_labels)
         law = SizesOfLatents.fit(own.latents, np.asarray(self.cells.train.sum(1)).ravel())
         drawn = [
@@ -364,8 +363,8 @@ def train_seed(run: Run, cells: GenerationCells, protocol: Protocol, seed: int) 
     return train_scldm(cells, p.autoencoder, p.flow, seed=seed, threads=p.threads, checkpoint=file)
 
 
-def _stage_file(run: Run, protocol: Protocol, seed: int, passes: int | None) -> Path:
-    """Where the auto-encoder of some passes is until everything of the seed has its rows."""
+def _stage_file(run: Run, protocol: Protocol, seed: int, passes: int) -> Path:
+    """Where the auto-encoder of some passes is until the comparison has ended."""
     p, settings = protocol, asdict(protocol.autoencoder) | {"epochs": passes}
     file = checkpoint_file(run, "generation", p.dataset, p.split, seed, settings)
     file.parent.mkdir(parents=True, exist_ok=True)

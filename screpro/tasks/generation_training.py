@@ -36,8 +36,8 @@ def train_scldm(
     checkpoint: Path | None = None,
 ) -> ScLdm:
     """Train both stages and the library sizes on the training cells; `checkpoint` is the auto-encoder's file."""
-    started = time.monotonic()
     first = stage_one.train(cells.train, autoencoder, seed=seed, threads=threads, checkpoint=checkpoint)
+    started = time.monotonic() - first.fit.seconds  # what an interrupted run had trained counts as well
     latents = stage_one.encode(first.model, cells.train)
     return second_stage(cells, first.model, latents, flow, seed=seed, losses=first.fit.losses, started=started)
 

@@ -65,7 +65,7 @@ FIXED = ("counts", "labels", "n_labels", "seed", "threads", "epochs", "checkpoin
 UNITS = {"re_nb_nll": "nats per cell"}
 
 WORST = 1e9
-"""Nats: what an infinite error on validation cells is recorded as."""
+"""Nats: what an error on validation cells that is not finite is recorded as, to lose against every other."""
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "scldm": [{}, {"learning_rate": 1e-3}, {"batch_size": 16}],
@@ -195,6 +195,8 @@ def compare_methods(
     for method, seed in progress(units, protocol.dataset):
         if not work.done(method, seed):
             work.network(method, seed)
+    for method, seed in units:  # not earlier: a run that is killed forgets the rows of what it was at
+        work.forget(method, seed)
 
 
 class _Work:
@@ -262,8 +264,11 @@ class _Work:
                 passes = each.get("epochs", self.protocol.base.epochs)
                 self.rows_of(method, seed, PASSES, str(passes), self.parts.test, network.law(self.parts.test))
         self.score(method, seed, laws, found.seconds)
-        for each in more:
-            self._file(method, each, seed).unlink(missing_ok=True)
+
+    def forget(self, method: str, seed: int) -> None:
+        """Remove the files of everything that was trained with a seed."""
+        for options in (*self.grid(method), *self.by_passes(method, self.chosen(method))):
+            self._file(method, options, seed).unlink(missing_ok=True)
 
     def fitted(self, method: str, options: dict[str, Any], seed: int) -> Trained:
         """A network trained before, or now."""
@@ -291,10 +296,9 @@ class _Work:
         grid = self.grid(method)
         more = self.by_passes(method, self._best(method, grid))
         best = self._best(method, more)
-        for options in grid:  # networks that lost are not needed again, whatever interrupts the run from now on
+        for options in grid:  # networks that lost are not scored
             if options not in more:
                 self.kept.pop((method, repr(options)), None)
-                self._file(method, options, self.protocol.seeds[0]).unlink(missing_ok=True)
         return best
 
     def _best(self, method: str, grid: list[dict[str, Any]]) -> dict[str, Any]:
@@ -305,8 +309,8 @@ class _Work:
 
         def score(options: dict[str, Any]) -> float:
             found = self.kept[method, repr(options)] = self.fitted(method, options, seed)
-            # an infinite error, of a mean of 0 where a count was seen, loses against every other
-            return min(re_nb_nll(counts, *found.law(counts)), WORST)
+            error = re_nb_nll(counts, *found.law(counts))
+            return error if error < WORST else WORST  # infinite, of a mean of 0 where a count was seen, or no number
 
         sizes = {"n_real": counts.shape[0], "n_genes": counts.shape[1]}
         return best_setting(

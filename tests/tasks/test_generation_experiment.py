@@ -12,7 +12,7 @@ from screpro.baselines.generation import Generated
 from screpro.errors import ScreproError
 from screpro.tasks import generation_experiment as experiment
 from screpro.tasks.autoencoder import AutoEncoderSettings
-from screpro.tasks.flow import FlowSettings
+from screpro.tasks.flow import FlowSettings, sample_latents
 from screpro.tasks.generation import generation_cells
 from screpro.tasks.generation_training import train_scldm
 
@@ -76,15 +76,43 @@ def test_the_first_stage_with_other_passes(run, cells):
     assert not list((run.folder / "checkpoints").glob("*"))
 
 
-def test_sizes_of_latents(run):
-    """Same latents, other sizes: rows of drawn and of real latents that differ from those of sizes drawn beside."""
-    rows = run.frame()
-    own = rows[rows["item"] == "X-24"].set_index(["method", "metric", "metric_variant"])["value"]
-    main = rows[rows["item"] == "Table 2"].set_index(["method", "metric", "metric_variant"])["value"]
-    for method in ("scldm", experiment.FIRST_STAGE):
-        for kind in ("unconditional", "conditional"):
-            value = own[method, "w2_exact", f"{kind}, sizes of latents"]
-            assert 0 < value < 2 * main[method, "w2_exact", kind] and value != main[method, "w2_exact", kind]
+def test_sizes_are_read_off_the_latents_of_the_page(cells, protocol, monkeypatch):
+    """Drawn without and with the labels, as the page draws them, and real ones: any training cell's, then by label."""
+    asked, decoded = [], []
+    monkeypatch.setattr(experiment.SizesOfLatents, "draw", lambda law, z, rng: asked.append(z) or np.full(len(z), 7.0))
+    whole = experiment.decode_counts
+    monkeypatch.setattr(
+        experiment, "decode_counts", lambda f, z, size, rng: decoded.append((z, size)) or whole(f, z, size, rng=rng)
+    )
+    run = records.start("scldm/generation", tier="ci")
+    own = train_scldm(cells, protocol.autoencoder, protocol.flow, seed=3)
+    experiment.compare_methods(run, cells, protocol, ["scldm"], trained={3: own})
+    variant = [z for z, size in decoded if (np.asarray(size) == 7).all()]
+    assert len(asked) == 4 and all(a is b for a, b in zip(asked, variant, strict=True))
+    labels = {"cell_type": cells.test_labels}
+    for z, weight in zip(asked, (0.0, 1.0), strict=False):
+        how = {"n": 30, "shape": (2, 4), "weight": weight, "steps": 2, "seed": 3}
+        assert torch.equal(z, sample_latents(own.generator.network, labels, **how))
+    of_label = [own.latents[cells.train_labels == k] for k in cells.test_labels]
+    assert all((z == same).all((1, 2)).any() for z, same in zip(asked[3], of_label, strict=True))
+    methods = run.frame().query("item == 'X-24'")["method"]
+    assert set(methods) == {"scldm", experiment.FIRST_STAGE}
+
+
+def test_a_kill_loses_no_auto_encoder(cells, protocol, monkeypatch):
+    """The files of a seed stay until the comparison has ended: a run that goes on forgets its last unit's rows."""
+    run = records.start("scldm/generation", tier="ci")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(experiment.baselines, "run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.compare_methods(run, cells, protocol, ["scldm", "bootstrap"])
+    assert len(list((run.folder / "checkpoints").glob("*.safetensors"))) == 2  # with all passes, and with fewer
+    experiment.compare_methods(run, cells, protocol, ["scldm", "bootstrap"])
+    assert not list((run.folder / "checkpoints").glob("*"))
 
 
 def test_samplers_cost_what_they_should(run):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
 
 from screpro.errors import ScreproError
 from screpro.tasks.library_size import LibrarySizes, SizesOfLatents
@@ -104,3 +105,17 @@ def test_sizes_are_read_off_latents():
         assert law.mean.predict(new.flatten(1).numpy()).std() == pytest.approx(mean_spread, abs=0.05)
         drawn = np.log(law.draw(new, rng=rng))
         assert drawn.mean() == pytest.approx(logs.mean(), abs=0.1) and drawn.std() == pytest.approx(logs.std(), rel=0.1)
+
+
+@pytest.mark.parametrize("n", [9, 20, 60])
+def test_the_spread_is_that_of_cells_left_out(n):
+    """With more numbers in a latent than there are cells, residuals of the cells themselves would be nearly 0."""
+    rng = np.random.default_rng(n)
+    latents, logs = torch.from_numpy(rng.normal(size=(n, 3, 4))).float(), rng.normal(6, 1, n)
+    law, x = SizesOfLatents.fit(latents, np.exp(logs)), latents.flatten(1).numpy()
+    left_out = []
+    for i in range(n):
+        rest = np.arange(n) != i
+        left_out.append(Ridge(law.mean.alpha_).fit(x[rest], logs[rest]).predict(x[i : i + 1])[0] - logs[i])
+    assert law.spread == pytest.approx(np.sqrt(np.mean(np.square(left_out))), rel=0.02)
+    assert law.spread > (law.mean.predict(x) - logs).std()
