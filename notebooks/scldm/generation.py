@@ -730,10 +730,11 @@ drops.insert(0, "test cells", [cells_behind(kind.split(",")[0]).get((of_set, at)
 drops if len(drops) else Markdown("Not run at this tier, and no run of a heavier tier is recorded.")
 
 # %% [markdown]
-# ## How long should the first stage train? (X-22)
+# ## How long should the first stage train?
 #
 # The flow can hardly be better than the decoder it draws for. The same auto-encoder, first seed, trained for fewer passes
-# over the cells beside the one of this page: its error on cells, and real latents of training cells that it decodes.
+# over the cells beside the one of this page: its error on cells, and real latents of training cells that it decodes
+# (X-22).
 
 # %% tags=["hide-input"]
 passes = rows[rows["item"] == "X-22"].copy()
@@ -742,8 +743,11 @@ passes["passes"] = pd.to_numeric(passes["passes"])
 short_names = {"re_nb_nll": "error"} | paper_names | {"one_nn_accuracy": "1-NN accuracy", "macro_recall": "share found as the type"}
 passes = passes[passes["metric"].isin(short_names)]
 passes = passes.assign(score=passes["metric"].map(short_names) + ", " + passes["of"])
-passes = passes.pivot_table(index=["dataset", "tier", "score"], columns="passes", values="value", sort=False)
-passes.round(3) if len(passes) else Markdown("Not run at this tier, and no run of a heavier tier is recorded.")
+for (of_set, at), own in passes.groupby(["dataset", "tier"], sort=False):
+    own = own.pivot_table(index="score", columns="passes", values="value", sort=False)
+    own = own.rename(columns="{} passes".format).rename_axis(index=None, columns=None)
+    display(own.style.format("{:.3f}").set_caption(f"{of_set}, {at}"))
+None if len(passes) else Markdown("Not run at this tier, and no run of a heavier tier is recorded.")
 
 # %% [markdown]
 # Without a type, three times the passes nearly halve the Fréchet distance on `kang_1k` and more than halve it on
@@ -751,13 +755,13 @@ passes.round(3) if len(passes) else Markdown("Not run at this tier, and no run o
 # distances without a type stay: what is missing there is not the error.
 
 # %% [markdown]
-# ## Library sizes that belong to the cell (X-24)
+# ## Library sizes that belong to the cell
 #
 # scLDM draws a cell's library size beside its latent: from the law of its type, or of all cells where no type is given.
 # So the latent of a large cell is decoded at the size of a small one, and after normalisation it has the noise of a
 # small one. CFGen's flow is told the size; scDiffusion's cells have none. Here sizes are read off the latents that are
 # decoded (a ridge regression of the log totals of training cells, {src}`screpro.tasks.library_size.SizesOfLatents`), of
-# the same trained networks. This is a **variant**, which the paper does not have; the row "drawn beside" is scLDM as the
+# the same trained networks. This is a **variant**, which the paper does not have (X-24); the row "drawn beside" is scLDM as the
 # tables above have it. A data set that is missing here was recorded before this variant existed.
 
 # %% tags=["hide-input"]
@@ -771,13 +775,15 @@ both = both.merge(sized[["dataset", "tier"]].drop_duplicates(), on=["dataset", "
 both = both[both["metric"].isin([*places, "one_nn_accuracy"])]
 both = both.assign(
     setting=both["metric_variant"].str.split(",").str[0],
-    method=both["method"].map(titles | whose),
-    metric=both["metric"].map(paper_names | {"one_nn_accuracy": "1-NN accuracy"}),
+    whose=both["method"].map(titles | whose) + both["sizes"].map(lambda sizes: f", sizes {sizes}" if sizes else ""),
+    score=both["metric"].map(paper_names | {"one_nn_accuracy": "1-NN accuracy"}),
 )
-both.pivot_table(
-    index=["dataset", "tier", "setting", "method", "sizes"], columns="metric", values="value", sort=False,
-    aggfunc=lambda own: spread(own.mean(), own.std(), 3 if own.mean() < 1 else 2),
-).fillna("") if len(both) else Markdown("Not run at this tier, and no run of a heavier tier is recorded.")  # fmt: skip
+for (of_set, at, setting), own in both.groupby(["dataset", "tier", "setting"], sort=False):
+    own = own.groupby(["whose", "score"], sort=False)["value"].agg(
+        lambda own: spread(own.mean(), own.std(), 3 if own.mean() < 1 else 2)
+    ).unstack()  # fmt: skip
+    display(own.rename_axis(index=None, columns=None).style.set_caption(f"{of_set}, {at}, {setting}"))
+None if len(both) else Markdown("Not run at this tier, and no run of a heavier tier is recorded.")
 
 # %% [markdown]
 # On `mca_gut` sizes of their own make no difference that its three seeds could tell. Where large and small types lie

@@ -342,13 +342,13 @@ def wide(study, order):
 wide(main[main["metric"] != "re_nb_nll"], METHODS)
 
 # %% [markdown]
-# ### How many passes?
+# ### How many passes?
 #
 # A comparison at equal passes is one of speed as much as of what a network can learn: where more passes still lower the
 # error, training was not at its end. So at tier `laptop` the validation cells choose the number of passes too, after the
 # other settings: from 30 and 100, and for scVI and the CFGen-like auto-encoder, whose passes are cheap, also 300. Runs
 # recorded before that are at equal passes, 30, and have no row here. The error on test cells by number of passes, first
-# seed; what was chosen has a star:
+# seed; what was chosen has a star:
 
 # %% tags=["hide-input"]
 by_passes = rows[(rows["item"] == PASSES) & (rows["metric"] == "re_nb_nll")]
@@ -361,10 +361,12 @@ for key, own in by_passes.groupby(whose, sort=False):
     settings = tuned[(tuned[whose] == key).all(axis=1)]
     best = settings.nsmallest(1, "value")["chosen"]
     chosen = [options.get("epochs", own["passes"].min()) for options in best]
-    for passes, value in zip(own["passes"], own["value"], strict=True):
-        errors[(*key[:3], TITLES[key[3]], passes)] = f"{value:.1f}" + ("*" if passes in chosen else "")
-by_passes = pd.Series(errors, dtype=object).rename_axis(["data", "tier", "split", "network", "passes"]) if errors else None
-Markdown("Not run at this tier, and no run of a heavier tier is recorded.") if by_passes is None else by_passes.unstack().fillna("")
+    line = {n: f"{error:.1f}" + "*" * int(n in chosen) for n, error in zip(own["passes"], own["value"], strict=True)}
+    errors.setdefault(key[:3], {})[TITLES[key[3]]] = line
+for (of_set, at, of_split), lines in errors.items():
+    own = pd.DataFrame.from_dict(lines, orient="index").sort_index(axis=1).fillna("")
+    display(own.rename(columns="{} passes".format).style.set_caption(f"{of_set}, {at}, split {of_split}"))
+None if errors else Markdown("Not run at this tier, and no run of a heavier tier is recorded.")
 
 # %% [markdown]
 # What the training of a network took, seconds, mean over seeds:
