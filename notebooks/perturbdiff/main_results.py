@@ -524,9 +524,9 @@ main = rows[rows["metric_variant"] == ""]
 # perturbation; stimulated cells of two donors are held out, those of one are known. There is nothing to choose settings
 # on, so every method runs with its first ones; nothing to tell an effect from, so discrimination is not asked; and no win
 # rate of several perturbations. CellFlow by its package had an R² of means of .71 there once, where CellFlow-like has
-# .98: a step of the package draws cells of one condition, and as many cells as CellFlow-like sees, in steps of 256, were
-# too few steps. In steps of 32 it reaches .96 ± .02. At tier `ci` networks are trained for seconds: its columns show that
-# the page works, not what the methods can do.
+# .98 ± .01 (tier `laptop`, three seeds): a step of the package draws cells of one condition, and as many cells as
+# CellFlow-like sees, in steps of 256, were too few steps. In steps of 32 it reaches .96 ± .02. At tier `ci` networks are
+# trained for seconds: its columns show that the page works, not what the methods can do.
 
 # %% tags=["hide-input"]
 same = {"perturbdiff_pbmc": "PBMC", "perturbdiff_tahoe100m": "Tahoe100M", "perturbdiff_replogle": "Replogle"}

@@ -761,8 +761,8 @@ None if len(passes) else Markdown("Not run at this tier, and no run of a heavier
 # So the latent of a large cell is decoded at the size of a small one, and after normalisation it has the noise of a
 # small one. CFGen's flow is told the size; scDiffusion's cells have none. Here sizes are read off the latents that are
 # decoded (a ridge regression of the log totals of training cells, {src}`screpro.tasks.library_size.SizesOfLatents`), of
-# the same trained networks. This is a **variant**, which the paper does not have (X-24); the row "drawn beside" is scLDM as the
-# tables above have it. A data set that is missing here was recorded before this variant existed.
+# the same trained networks. This is a **variant**, which the paper does not have (X-24); the row "drawn beside" is scLDM
+# as the tables above have it. A data set that is missing here was recorded before this variant existed.
 
 # %% tags=["hide-input"]
 whose = {"scldm": "scLDM", FIRST_STAGE: "Real latents, decoded"}
