@@ -369,9 +369,9 @@ for (of_set, at, of_split), lines in errors.items():
 None if errors else Markdown("Not run at this tier, and no run of a heavier tier is recorded.")
 
 # %% [markdown]
-# **The CFGen-like network could have been stronger on `kang_1k`.** Its settings are chosen at thirty passes, where two of
-# them were .01 nats apart, and then compared at 100 and 300, where all overfit. In a trial afterwards (first seed, not
-# recorded) the other one of the two, `schedule = cosine`, had 800.4 nats on test cells at 45 passes and 800.8 at 60:
+# **The CFGen-like network could have been stronger on `kang_1k`.** Its settings are compared at thirty passes, where two of
+# them were .01 nats apart; only the first of these was then tried at 100 and 300, where it overfits. In a trial afterwards
+# (first seed, not recorded) the other one, `schedule = cosine`, had 800.4 nats on test cells at 45 passes and 800.8 at 60:
 # level with scLDM's 800.3 ± 2.6 (three seeds). That scLDM is ahead of it there is a matter of this choice. scVI gained less
 # (810.6 at 60 passes).
 #
