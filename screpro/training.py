@@ -8,8 +8,8 @@ epoch, and the noise generator's state is part of the checkpoint.
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     clip: float | None = None  # largest gradient norm
     ema: float | None = None  # decay of the moving average of the weights, with warm-up (1 + k) / (10 + k)
+    rates: Mapping[str, float] = field(default_factory=dict)  # factor on the rate of single parameters, by name
     seed: int = 0
     precision: str = "32-true"
     checkpoint_seconds: float = 60.0  # at most this much work is lost to a kill
@@ -114,7 +115,7 @@ def fit(
 
         fabric = Fabric(accelerator="auto", devices=1, precision=config.precision)
     optimizer = torch.optim.AdamW(
-        _groups(model, config.weight_decay),
+        _groups(model, config),
         lr=config.learning_rate,
         betas=config.betas,
         fused=True,
@@ -147,7 +148,7 @@ def fit(
         rows = order[position * config.batch_size : (position + 1) * config.batch_size]
         factor = learning_rate_factor(state.step, total, schedule=config.schedule, warmup=config.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
+            group["lr"] = config.learning_rate * factor * group["own_rate"]
         value = loss(wrapped, rows, generator)
         fabric.backward(value)
         if config.clip is not None:
@@ -167,15 +168,20 @@ def fit(
     return Fit(state.losses, seconds, state.step, state.average)
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters that shrink and, if any does, those that do not: biases and weights of norms."""
-    own = [p for p in model.parameters() if p.requires_grad]
-    if not weight_decay:
-        return [{"params": own, "weight_decay": 0.0}]
-    return [
-        {"params": [p for p in own if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Parameters by whether they shrink (biases and weights of norms never do) and by the factor on their rate."""
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if missing := sorted(set(config.rates) - set(own)):
+        raise ScreproError(
+            "A rate of its own is that of a trained parameter of the network.",
+            got=", ".join(missing),
+            fix=f"choose among {', '.join(own)}",
+        )
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in own.items():
+        key = (config.weight_decay if p.ndim > 1 else 0.0, config.rates.get(name, 1.0))
+        groups.setdefault(key, []).append(p)
+    return [{"params": params, "weight_decay": decay, "own_rate": rate} for (decay, rate), params in groups.items()]
 
 
 def _check(n_cells: int, config: TrainConfig) -> None:
@@ -189,12 +195,13 @@ def _check(n_cells: int, config: TrainConfig) -> None:
             (not config.learning_rate > 0, f"learning_rate={config.learning_rate}"),
             (config.schedule not in SCHEDULES, f"schedule={config.schedule!r}"),
             (not 0 <= config.warmup < 1, f"warmup={config.warmup}"),
+            (not all(rate > 0 for rate in config.rates.values()), f"rates={dict(config.rates)}"),
         ]
         if failed
     ]
     if wrong:
         raise ScreproError(
-            "Training needs cells, at least one epoch, positive batch size and learning rate, a warm-up share in "
+            "Training needs cells, at least one epoch, positive batch size and learning rates, a warm-up share in "
             f"[0, 1) and a schedule among {', '.join(SCHEDULES)}.",
             got=", ".join(wrong),
             fix="correct the training configuration",

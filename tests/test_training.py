@@ -142,6 +142,20 @@ def test_biases_do_not_decay():
         assert torch.equal(after, before[name]) == (after.ndim == 1), name
 
 
+def test_a_parameter_may_have_a_rate_of_its_own():
+    """The first step of Adam has the length of the rate, whatever the gradient."""
+    model = network()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    own = next(name for name, p in model.named_parameters() if p.ndim == 1)
+    config = TrainConfig(epochs=1, batch_size=N, learning_rate=1e-3, schedule="constant", rates={own: 10.0})
+    fit(model, lambda net, rows, generator: sum(p.sum() for p in net.parameters()), N, config)
+    for name, after in model.named_parameters():
+        step = 1e-2 if name == own else 1e-3
+        assert torch.allclose(before[name] - after, torch.full_like(after, step), rtol=1e-3), name
+    with pytest.raises(ScreproError, match="bias_of_nothing"):
+        fit(network(), Problem(), N, replace(CONFIG, rates={"bias_of_nothing": 2.0}))
+
+
 def test_it_learns():
     model, problem = network(), Problem()
     losses = fit(model, problem, N, TrainConfig(epochs=150, batch_size=5, learning_rate=0.02)).losses
@@ -149,7 +163,15 @@ def test_it_learns():
 
 
 @pytest.mark.parametrize(
-    "change", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1.0}, {"schedule": "step"}, {"warmup": 1.0}]
+    "change",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": -1.0},
+        {"schedule": "step"},
+        {"warmup": 1.0},
+        {"rates": {"x": 0.0}},
+    ],
 )
 def test_configurations_that_cannot_work(change):
     with pytest.raises(ScreproError, match=next(iter(change))):

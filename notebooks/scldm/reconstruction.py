@@ -79,6 +79,7 @@ from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.imputation_ceiling import DISPERSION, synthetic_cells
 from screpro.tasks.reconstruction import Parts, copy_law, global_law, prepare
 from screpro.tasks.reconstruction_experiment import (
+    GRIDS,
     HALVES,
     METHODS,
     NETWORKS,
@@ -162,22 +163,20 @@ name = Path(dataset).name if dataset.endswith(".h5ad") else dataset
 run.use_data(name, adata.uns["data_hash"])
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-tiers = {  # genes, training cells, seeds, starting point, tuned, larger numbers of epochs to choose from
+tiers = {  # genes, training cells, seeds, starting point, settings are chosen
     "ci": (
         200,
         300,
         [0],
         AutoEncoderSettings(width=32, tokens=8, layers=1, epochs=12, batch_size=16, learning_rate=3e-3),
         False,
-        {},
     ),
     "laptop": (
         1000,
         1500,
         [0, 1, 2],
-        AutoEncoderSettings(epochs=30, batch_size=8, learning_rate=2e-3),  # small batches: more steps for the same cells
+        AutoEncoderSettings(epochs=30, batch_size=16, learning_rate=2e-3),  # small batches: more steps for the same cells
         True,
-        {"scldm": [100], "scvi": [100, 300], "cfgen_like": [100, 300]},
     ),
     "paper": (
         None,
@@ -187,13 +186,16 @@ tiers = {  # genes, training cells, seeds, starting point, tuned, larger numbers
             width=256, tokens=128, channels=16, layers=4, heads=8, cross_heads=1, batch_size=128, epochs=100
         ),
         False,
-        {},
     ),
 }
-tier_genes, tier_train, tier_seeds, base, tune, more_passes = tiers[tier]
+tier_genes, tier_train, tier_seeds, base, tune = tiers[tier]
 given = {key: value for key, value in {"epochs": epochs, "width": width, "tokens": tokens}.items() if value is not None}
 base = replace(base, **given)
-small = [{"batch_size": 16, "learning_rate": 3e-3}]  # few cells: the published batch of 128 would leave too few steps
+grids = GRIDS
+if epochs:  # what is asked for is not chosen
+    grids = {method: [setting for setting in grid if "epochs" not in setting] for method, grid in GRIDS.items()}
+if tier == "ci":  # few cells: the published batch of 128 would leave too few steps
+    grids = {method: [{"batch_size": 16, "learning_rate": 3e-3}] for method in ("scvi", "cfgen_like")}
 protocol = Protocol(
     dataset=name,
     split=split,
@@ -201,8 +203,7 @@ protocol = Protocol(
     base=base,
     tune=tune,
     threads=threads,
-    passes={} if epochs else more_passes,  # what is asked for is not chosen
-    grids={"scvi": small, "cfgen_like": small} if tier == "ci" else {},
+    grids=grids,
 )
 shipped = tier == "paper" and "split" in adata.obs  # the authors' test cells, where a set has them
 parts = prepare(adata, split=split, n_genes=n_genes or tier_genes, n_train=n_train or tier_train, shipped=shipped)
@@ -215,7 +216,7 @@ facts = {
     "molecules": f"{np.median(np.asarray(parts.test.sum(1))):.0f} of the panel in the median test cell",
     "scLDM's latent": f"{base.tokens} tokens x {base.channels} channels = {base.tokens * base.channels} numbers",
     "training": f"{base.epochs} epochs for every network, "
-    + ("or more where the validation cells prefer it, " if protocol.passes else "")
+    + ("or more where the validation cells prefer it, " if tune and not epochs else "")
     + ("settings chosen on the validation cells" if tune else "not tuned")
     + f"; seeds {list(protocol.seeds)}",
 }
@@ -504,7 +505,6 @@ simulated = protocol._replace(
     dataset="synthetic",
     base=replace(base, epochs=30),
     tune=False,
-    passes={},
     seeds=protocol.seeds[:1],
     grids={"cfgen_like": [{"batch_size": 64}]},
 )

@@ -14,7 +14,24 @@ from screpro.kernels.set_attention import PackedCells
 from screpro.models.scldm import AutoEncoder, AutoEncoderConfig, pack_all
 from screpro.training import Fit, TrainConfig, fit
 
-__all__ = ["AutoEncoderSettings", "Trained", "build", "encode", "moments_theta", "nll", "reconstruct", "train"]
+__all__ = [
+    "THETA_RATE",
+    "AutoEncoderSettings",
+    "Trained",
+    "build",
+    "encode",
+    "moments_theta",
+    "nll",
+    "reconstruct",
+    "train",
+]
+
+THETA_RATE = 10.0
+"""Factor on the learning rate of log theta, of every network here that has one theta per gene.
+
+The likeliest theta rises as the means get better, by orders of magnitude; a step of Adam moves its logarithm by the
+learning rate at most, and by far less for a rare gene. At the rate of the weights training ends on its way.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,8 @@ class Trained(NamedTuple):
 def moments_theta(counts: sp.csr_matrix) -> np.ndarray:
     """Inverse dispersion (G,) by moments: m^2 / (v - m) of counts scaled to the mean library size, in [0.05, 100].
 
-    Between-type variation counts as dispersion here, so this is a lower start, from which training climbs.
+    Between-type variation counts as dispersion here, so this is a lower start, from which training climbs
+    (`THETA_RATE`).
     """
     totals = np.asarray(counts.sum(1)).ravel()
     scaled = sp.diags(totals.mean() / np.maximum(totals, 1)) @ counts
@@ -136,6 +154,7 @@ def train(
         betas=(0.9, 0.95),  # Table 11
         clip=settings.clip,
         warmup=settings.warmup,
+        rates={"log_theta": THETA_RATE} if hasattr(model, "log_theta") else {},
         seed=seed,
     )
     loss = ReconstructionLoss(counts, settings)

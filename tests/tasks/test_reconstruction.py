@@ -164,12 +164,13 @@ def test_a_shipped_split_is_kept(adata):
 
 def test_the_experiment_scores_resumes_and_tunes(parts, monkeypatch):
     run = records.start("scldm/reconstruction", tier="ci")
-    grids = {
-        "scldm": [{}, {"learning_rate": 1e-6}],
-        "cfgen_like": [{"hidden": (16,), "learning_rate": 1e-6}, {"hidden": (16,), "batch_size": 8}],
-    }
+    slow, quick = {"hidden": (16,), "learning_rate": 1e-6}, {"hidden": (16,), "batch_size": 8}
     passes = {"scldm": (2, 3), "cfgen_like": (4,)}
-    protocol = experiment.Protocol("toy", 0, [0, 1], TINY, True, grids=grids, passes=passes)
+    grids = {
+        "scldm": [{}, {"epochs": 2}, {"epochs": 3}, {"learning_rate": 1e-6}],
+        "cfgen_like": [slow, quick, {**slow, "epochs": 4}, {**quick, "epochs": 4}],
+    }
+    protocol = experiment.Protocol("toy", 0, [0, 1], TINY, True, grids=grids)
     methods = ["scldm", "cfgen_like", "global_mean", "class_mean", "neighbours", "copy"]
     experiment.compare_methods(run, parts, protocol, methods)
     rows = run.frame()
@@ -179,7 +180,7 @@ def test_the_experiment_scores_resumes_and_tunes(parts, monkeypatch):
     assert set(found["metric_variant"]) == {"", experiment.HALVES}
     assert (found[found["method"] == "scldm"].groupby("metric_variant")["seed"].nunique() == 2).all()
     tried = rows[rows["item"] == "tuning"]
-    assert len(tried) == 4 + 3 and set(tried["split"]) == {"0, validation"}
+    assert len(tried) == 4 + 4 and set(tried["split"]) == {"0, validation"}
     # what validation cells prefer among numbers of passes is what the scores were made with
     for method, more in passes.items():
         own = errors[(errors["item"] == experiment.PASSES) & (errors["method"] == method)]
@@ -218,10 +219,10 @@ def by_epochs(monkeypatch):
 
 def test_each_network_has_the_passes_that_its_validation_cells_prefer(parts, by_epochs):
     run = records.start("scldm/reconstruction", tier="ci")
-    grids, passes = {m: [{}] for m in ("scldm", "scvi")}, {"scldm": [1, 5], "scvi": [5]}
-    protocol = experiment.Protocol("toy", 0, [0, 1], TINY, True, grids=grids, passes=passes)
+    grids = {m: [{}, {"epochs": 5}] for m in ("scldm", "scvi")}
+    protocol = experiment.Protocol("toy", 0, [0, 1], TINY, True, grids=grids)
     experiment.compare_methods(run, parts, protocol, ["scldm", "scvi"])
-    # not more passes than everybody's are no choice; the second seed trains with what the first has chosen
+    # the second seed trains with what the first has chosen
     first, second = ([(m, e) for m, s, e in by_epochs if s == seed] for seed in (0, 1))
     assert first == [("scldm", 1), ("scldm", 5), ("scvi", 1), ("scvi", 5)]
     assert second == [("scldm", 5), ("scvi", 1)]
@@ -233,14 +234,35 @@ def test_each_network_has_the_passes_that_its_validation_cells_prefer(parts, by_
     run = records.start("scldm/reconstruction", tier="ci")
     experiment.compare_methods(run, parts, protocol._replace(tune=False), ["scldm"])
     assert {e for _, _, e in by_epochs} == {1} and not (run.frame()["item"] == experiment.PASSES).any()
-    with pytest.raises(ScreproError, match="passes"):
-        experiment.compare_methods(run, parts, protocol._replace(grids={"scvi": [{"epochs": 2}]}), ["scvi"])
+
+
+def test_passes_and_settings_are_chosen_together(parts, monkeypatch):
+    """The setting that is best at few passes is not the one that is best of all."""
+    theta = {("a", 1): 1e-2, ("a", 5): 1e-3, ("b", 1): 2e-3, ("b", 5): 1.0}
+
+    def train(method, counts, options, *, base, epochs, seed, threads, checkpoint):
+        mean = global_law(counts)
+        own = theta[options.get("name", "a"), epochs]
+        return experiment.Trained(lambda x: (mean(x)[0], np.full(x.shape[1], own)), 0.0, options)
+
+    monkeypatch.setattr(experiment, "train", train)
+    run = records.start("scldm/reconstruction", tier="ci")
+    grids = {"scvi": [{}, {"name": "b"}, {"epochs": 5}, {"name": "b", "epochs": 5}]}
+    experiment.compare_methods(run, parts, experiment.Protocol("toy", 0, [0], TINY, True, grids=grids), ["scvi"])
+    rows = run.frame()
+    rows = rows[rows["metric"] == "re_nb_nll"].set_index(["item", "metric_variant"])["value"]
+    assert rows["Table 1", ""] == rows[experiment.PASSES, "5"] < rows[experiment.PASSES, "1"]
+    assert rows["tuning", "{}"] < rows["tuning", '{"name": "b"}']
+    # a network that trains in seconds tries every setting at every number of passes
+    for method in ("scvi", "cfgen_like"):
+        own = experiment.GRIDS[method]
+        assert len({repr(options) for options in own}) == len(own) == len(experiment.MORE) * 3 and own[0] == {}
 
 
 def test_a_kill_while_passes_are_tried_loses_no_network(parts, monkeypatch):
     run = records.start("scldm/reconstruction", tier="ci")
     protocol = experiment.Protocol(
-        "toy", 0, [0], TINY, True, grids={"scldm": [{}, {"learning_rate": 1e-6}]}, passes={"scldm": [2]}
+        "toy", 0, [0], TINY, True, grids={"scldm": [{}, {"learning_rate": 1e-6}, {"epochs": 2}]}
     )
     whole = experiment.train
 
