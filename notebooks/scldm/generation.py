@@ -272,7 +272,7 @@ tiers = {  # seeds, share held out, most cells, genes, auto-encoder, flow, Heun 
         FlowSettings(width=64, layers=1, steps=200, batch_size=128, learning_rate=5e-3), 5,
     ),
     "laptop": (
-        [0, 1, 2], 0.25, 2500, 500, AutoEncoderSettings(epochs=72, batch_size=8, learning_rate=2e-3),
+        [0, 1, 2], 0.25, 2500, 500, AutoEncoderSettings(epochs=72, batch_size=16, learning_rate=2e-3),
         FlowSettings(width=96, layers=3, steps=6000, batch_size=64, learning_rate=2e-3), 20,
     ),
     "paper": (
@@ -920,7 +920,7 @@ records.verdicts("scldm-icml-notes", ["L21"], rows)
 # | principal components | of combined data (J.3.1) or of true data (J.5) | not public | of true test cells |
 # | library size | drawn by label | by label, also without condition | by label; from all cells where there is no condition |
 # | label dropped | probability not given | .8 | .2, and .8 as ablation |
-# | training | 100 epochs, sizes swept | the same, sizes not published | 72 epochs in batches of 8, width 64, 16 tokens, two blocks; tier `paper` within the sweep |
+# | training | 100 epochs, sizes swept | the same, sizes not published | 72 epochs in batches of 16, width 64, 16 tokens, two blocks; tier `paper` within the sweep |
 # | tuning | not said | | scLDM at fixed settings, set after earlier recordings; baselines choose on validation cells |
 # | weights | not said | raw, an average is kept and not used | raw |
 # | sampler | not said | dopri5, 1e-5 | Heun with 20 steps, against dopri5 above |

@@ -22,8 +22,8 @@ Where this differs from the code:
   independent of the count; the default here is "projconcat".
 - the decoder's last block runs at the cost of its tokens, and the keys and values of the pooling block at the cost of
   the genes, with the same results (``kernels.gene_decoder``, ``kernels.gene_tokens``).
-- the gene table starts from N(0, 1), as theirs; theta starts from given values (`start_dispersion`), because it moves
-  only about one learning rate a step on the log scale.
+- the gene table starts from N(0, 1), as theirs; theta starts from given values (`start_dispersion`) and learns at a
+  rate of its own (``tasks.autoencoder.THETA_RATE``), because it moves by a learning rate a step at most on the log scale.
 """
 
 from collections.abc import Sequence
