@@ -281,6 +281,29 @@ def test_a_kill_while_passes_are_tried_loses_no_network(parts, monkeypatch):
 
 
 @pytest.mark.parametrize("method", experiment.NETWORKS)
+def test_theta_keeps_up_with_the_means(method, monkeypatch):
+    """At the rate of the weights, a network that has found the types still calls their differences dispersion."""
+    from screpro.tasks import autoencoder
+
+    made = synthetic_cells(n_cells=300, n_genes=40, n_types=4, seed=0, depth=1000)
+    base = AutoEncoderSettings(
+        width=16, tokens=4, channels=4, layers=1, heads=2, epochs=20, batch_size=16, learning_rate=3e-3
+    )
+    own = {"hidden": (32,), "latent": 4, "clip": None} if method == "cfgen_like" else {"learning_rate": 3e-3}
+    options = {} if method == "scldm" else {"batch_size": 16, **own}
+
+    def lost(rate):
+        """Nats a cell that the likeliest theta for the same means would gain."""
+        monkeypatch.setattr(autoencoder, "THETA_RATE", rate)
+        trained = experiment.train(method, made.counts, options, base=base, epochs=20, seed=0, threads=1)
+        mean, theta = trained.law(made.counts)
+        best = likeliest_theta(made.counts, mean)
+        return re_nb_nll(made.counts, mean, theta) - re_nb_nll(made.counts, mean, best)
+
+    assert 0 <= lost(autoencoder.THETA_RATE) < 0.5 * lost(1.0)
+
+
+@pytest.mark.parametrize("method", experiment.NETWORKS)
 def test_a_misspelt_option_is_refused(parts, method):
     with pytest.raises(ScreproError, match="options"):
         experiment.train(method, parts.train, {"laers": 3}, base=TINY, epochs=1, seed=0, threads=1)
