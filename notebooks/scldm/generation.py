@@ -245,20 +245,22 @@ grids = {
         ],
         "scvi": [{"epochs": 10}],
     },
-    "laptop": {  # published widths of the latent, narrower ones, and those trained for longer
+    "laptop": {  # published widths of the latent and narrower ones, few and many steps
         "cfgen_like": [
             {"epochs": 40, "flow_epochs": 150, "width": 128},
-            {"epochs": 40, "flow_epochs": 150, "width": 128, "latent": 10},
-            {"epochs": 40, "flow_epochs": 600, "width": 128, "latent": 10},
+            {"epochs": 60, "batch_size": 32, "flow_epochs": 600, "width": 256},
+            {"epochs": 60, "batch_size": 32, "flow_epochs": 600, "width": 128, "latent": 10},
             {"epochs": 120, "flow_epochs": 600, "width": 128, "latent": 10},
+            {"epochs": 120, "batch_size": 32, "flow_epochs": 1200, "width": 128, "latent": 10},
         ],
         "scdiffusion_like": [
             {"hidden": (512, 256), "epochs": 40, "diffusion_epochs": 150, "width": 128, "steps": 250},
-            {"hidden": (512, 256), "epochs": 40, "diffusion_epochs": 150, "width": 128, "steps": 250, "latent": 10},
-            {"hidden": (512, 256), "epochs": 40, "diffusion_epochs": 600, "width": 128, "steps": 250, "latent": 10},
+            {"hidden": (512, 256), "epochs": 60, "batch_size": 32, "diffusion_epochs": 600, "width": 256, "steps": 250},
+            {"hidden": (512, 256), "epochs": 60, "batch_size": 32, "diffusion_epochs": 600, "width": 128, "steps": 250, "latent": 10},
             {"hidden": (512, 256), "epochs": 120, "diffusion_epochs": 600, "width": 128, "steps": 250, "latent": 10},
+            {"hidden": (512, 256), "epochs": 120, "batch_size": 32, "diffusion_epochs": 1200, "width": 128, "steps": 250, "latent": 10},
         ],
-        "scvi": [{"epochs": 60}, {"epochs": 180}],
+        "scvi": [{"epochs": 60}, {"epochs": 180}, {"epochs": 400}],
     },
     "paper": {
         "cfgen_like": [{"epochs": 200, "flow_epochs": 1000}],

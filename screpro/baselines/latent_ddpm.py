@@ -91,6 +91,7 @@ def generate(
     seed: int,
     threads: int = 1,
     epochs: int = 100,
+    batch_size: int = 128,
     diffusion_epochs: int = 300,
     classifier_epochs: int = 30,
     hidden: tuple[int, ...] = SCDIFFUSION["hidden"],
@@ -107,7 +108,7 @@ def generate(
     ----------
     epochs, diffusion_epochs, classifier_epochs
         Passes of auto-encoder, denoising network and classifier over the cells.
-    hidden, latent
+    batch_size, hidden, latent
         Of the auto-encoder.
     width, layers, learning_rate
         Of denoising network and classifier.
@@ -116,7 +117,7 @@ def generate(
     strength
         s, the weight of the classifier's gradient.
     """
-    options = SCDIFFUSION | {"hidden": hidden, "latent": latent}
+    options = SCDIFFUSION | {"batch_size": batch_size, "hidden": hidden, "latent": latent}
     model = fit_autoencoder(counts, seed=seed, threads=threads, epochs=epochs, **options)
     codes = model.encode(counts)
     mean, scale = codes.mean(0), codes.std(0).clamp(min=1e-6)

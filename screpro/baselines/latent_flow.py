@@ -85,6 +85,7 @@ def generate(
     seed: int,
     threads: int = 1,
     epochs: int = 100,
+    batch_size: int = 128,
     flow_epochs: int = 300,
     hidden: tuple[int, ...] = (512, 256),
     latent: int = 50,
@@ -100,7 +101,7 @@ def generate(
     ----------
     epochs, flow_epochs
         Passes of the auto-encoder and of the flow over the cells.
-    hidden, latent
+    batch_size, hidden, latent
         Of the auto-encoder.
     width, layers, learning_rate
         Of the velocity network.
@@ -109,7 +110,9 @@ def generate(
     steps
         Steps of Heun's sampler.
     """
-    model = fit_autoencoder(counts, seed=seed, threads=threads, epochs=epochs, hidden=hidden, latent=latent)
+    model = fit_autoencoder(
+        counts, seed=seed, threads=threads, epochs=epochs, batch_size=batch_size, hidden=hidden, latent=latent
+    )
     codes = model.encode(counts)
     mean, scale = codes.mean(0), codes.std(0).clamp(min=1e-6)
     totals = np.asarray(counts.sum(1)).ravel()

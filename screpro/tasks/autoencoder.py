@@ -70,16 +70,17 @@ class Trained(NamedTuple):
 
 
 def moments_theta(counts: sp.csr_matrix) -> np.ndarray:
-    """Inverse dispersion (G,) by moments: m^2 / (v - m) of counts scaled to the mean library size, in [0.05, 100].
+    """Inverse dispersion (G,) by moments, m^2 / (v - noise) of counts scaled to the mean library size, in [0.05, 100].
 
-    Between-type variation counts as dispersion here, so this is a lower start, from which training climbs
-    (`THETA_RATE`).
+    The noise is that of Poisson counts scaled likewise: of a small cell it is more than its scaled mean. Between-type
+    variation counts as dispersion here, so this is a lower start, from which training climbs (`THETA_RATE`).
     """
     totals = np.asarray(counts.sum(1)).ravel()
-    scaled = sp.diags(totals.mean() / np.maximum(totals, 1)) @ counts
+    scale = sp.diags(totals.mean() / np.maximum(totals, 1))
+    scaled = scale @ counts
     mean = np.asarray(scaled.mean(0)).ravel()
     variance = np.asarray(scaled.multiply(scaled).mean(0)).ravel() - mean**2
-    excess = variance - mean
+    excess = variance - np.asarray((scale @ scaled).mean(0)).ravel()
     theta = np.where(excess > 0, mean**2 / np.maximum(excess, 1e-12), 100.0)
     return np.clip(theta, 0.05, 100.0).astype(np.float32)
 

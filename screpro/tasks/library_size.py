@@ -3,7 +3,8 @@ r"""Total counts of generated cells: a log-normal law per class or per combinati
 The velocity network knows nothing of library sizes; the authors draw them from mean and standard deviation of the log
 totals of training cells with the same labels. A combination that was never seen has no such statistics; theirs falls
 to log size 0, one count per cell, unless the file they ship covers it. Here it is the main-effects model
-$\mu + \sum_j \delta_j$ in log space: overall mean plus what each label of the combination adds on average.
+$\mu + \sum_j \delta_j$ in log space: overall mean plus what each label of the combination adds on average. Its spread
+is that of cells around the mean of their combination; the spread of all cells would count the labels' effects twice.
 
 Drawn like this, a size does not belong to its cell: among cells of one label, or of all labels where none is given, a
 latent of a large cell gets the size of a small one. `SizesOfLatents` reads the size off the latent (a variant).
@@ -34,6 +35,7 @@ class LibrarySizes:
     names: tuple[str, ...]
     combinations: dict[tuple[int, ...], tuple[float, float]]  # labels -> mean, standard deviation of log totals
     overall: tuple[float, float]
+    within: float  # standard deviation of log totals around the mean of their combination
     effects: dict[str, dict[int, float]]  # attribute -> label -> what it adds to the mean
 
     @classmethod
@@ -57,13 +59,15 @@ class LibrarySizes:
         stacked = np.stack([np.asarray(labels[name]) for name in names], 1) if names else np.zeros((len(logs), 0), int)
         groups, which = np.unique(stacked, axis=0, return_inverse=True)
         spread = float(logs.std(ddof=1)) if len(logs) > 1 else 0.0
-        combinations = {}
-        for g, group in enumerate(groups):
-            own = logs[which.ravel() == g]
+        parts = [logs[which.ravel() == g] for g in range(len(groups))]
+        rest = len(logs) - len(groups)  # degrees of freedom
+        within = float(np.sqrt(sum(((own - own.mean()) ** 2).sum() for own in parts) / rest)) if rest else spread
+        combinations = {
             # one cell says nothing about spread
-            own_spread = float(own.std(ddof=1)) if len(own) > 1 else spread
-            combinations[tuple(int(v) for v in group)] = float(own.mean()), own_spread
-        return cls(names, combinations, (float(logs.mean()), spread), _main_effects(logs, stacked, names))
+            tuple(int(v) for v in group): (float(own.mean()), float(own.std(ddof=1)) if len(own) > 1 else within)
+            for group, own in zip(groups, parts, strict=True)
+        }
+        return cls(names, combinations, (float(logs.mean()), spread), within, _main_effects(logs, stacked, names))
 
     def unseen(self, labels: Mapping[str, np.ndarray]) -> np.ndarray:
         """True (n,) where the combination of labels was not among the training cells."""
@@ -73,10 +77,11 @@ class LibrarySizes:
         """Mean and standard deviation (n,) of the log total of cells with these labels."""
         means, spreads = [], []
         for key in self._keys(labels):
-            mean, spread = self.combinations.get(key, (None, self.overall[1]))
+            mean, spread = self.combinations.get(key, (None, self.within))
             if mean is None:
-                added = (self.effects[name].get(label, 0.0) for name, label in zip(self.names, key, strict=True))
-                mean = self.overall[0] + sum(added)
+                added = [self.effects[name].get(label) for name, label in zip(self.names, key, strict=True)]
+                mean = self.overall[0] + sum(effect or 0.0 for effect in added)
+                spread = self.overall[1] if None in added else spread  # nothing is known of such a label
             means.append(mean)
             spreads.append(spread)
         return np.array(means), np.array(spreads)

@@ -61,6 +61,20 @@ def test_moments_of_a_known_law():
     assert found.dtype == np.float32 and found.min() >= 0.05 and found.max() <= 100
 
 
+def test_moments_see_through_the_sizes_of_cells():
+    """The same law in cells of very different totals: the spread of their sizes is no dispersion."""
+    rng = np.random.default_rng(1)
+    theta, share = np.array([0.5, 2.0, 5.0]), np.array([0.02, 0.01, 0.03])
+    sizes = np.exp(rng.normal(6.0, 1.0, (40_000, 1)))
+    x = rng.poisson(rng.gamma(theta, sizes * share / theta))
+    poisson = rng.poisson(sizes * 0.01)
+    filler = np.maximum(np.round(sizes) - x.sum(1, keepdims=True) - poisson, 0)
+    counts = sp.csr_matrix(np.hstack([x, poisson, filler]).astype(np.float32))
+    found = moments_theta(counts)
+    np.testing.assert_allclose(found[:3], theta, rtol=0.2)
+    assert found[3] > 20
+
+
 def test_theta_starts_from_moments():
     counts = two_kinds()
     model = build(counts, SMALL, seed=0)

@@ -47,6 +47,18 @@ def test_an_additive_table_is_continued_exactly(data):
     asked = {"cell": cell, "dose": dose}
     assert np.array_equal(library.unseen(asked), held_out)
     np.testing.assert_allclose(library.moments(asked)[0], logs, atol=1e-8)
+    # no cell differs from its combination, however much combinations differ
+    np.testing.assert_allclose(library.moments(asked)[1], 0, atol=1e-8)
+
+
+def test_the_spread_of_an_unseen_pair_is_that_within_pairs():
+    rng = np.random.default_rng(0)
+    cell, dose = grid(2, 2, copies=4000)
+    logs = 5 + 3.0 * cell - 0.5 * dose + rng.normal(0, 0.4, len(cell))
+    seen = (cell == 0) | (dose == 0)
+    library = LibrarySizes.fit(np.exp(logs[seen]), {"cell": cell[seen], "dose": dose[seen]})
+    drawn = np.log(library.draw({"cell": np.ones(5000, int), "dose": np.ones(5000, int)}, rng=rng))
+    assert drawn.mean() == pytest.approx(7.5, abs=0.05) and drawn.std() == pytest.approx(0.4, rel=0.05)
 
 
 def test_unequal_numbers_of_cells_do_not_bias_the_fallback():
@@ -64,8 +76,8 @@ def test_labels_that_were_never_seen_and_single_cells():
     library = LibrarySizes.fit(totals, {"cell": np.array([0, 0, 1, 2])})
     mean, spread = library.moments({"cell": np.array([0, 1, 7])})
     assert mean == pytest.approx([2, 5, 3.5])  # an unknown label adds nothing to the overall mean
-    overall = np.std([1, 3, 5, 5], ddof=1)
-    assert spread == pytest.approx([np.sqrt(2), overall, overall])  # one cell has no spread of its own
+    # one cell has no spread of its own, an unknown label not even a mean
+    assert spread == pytest.approx([np.sqrt(2), np.sqrt(2), np.std([1, 3, 5, 5], ddof=1)])
 
 
 def test_pooled_law_and_no_attributes():

@@ -256,7 +256,7 @@ def test_passes_and_settings_are_chosen_together(parts, monkeypatch):
     # a network that trains in seconds tries every setting at every number of passes
     for method in ("scvi", "cfgen_like"):
         own = experiment.GRIDS[method]
-        assert len({repr(options) for options in own}) == len(own) == len(experiment.MORE) * 3 and own[0] == {}
+        assert len({repr(options) for options in own}) == len(own) >= len(experiment.MORE) * 3 and own[0] == {}
 
 
 def test_a_kill_while_passes_are_tried_loses_no_network(parts, monkeypatch):
