@@ -757,27 +757,33 @@ None if len(passes) else Markdown("Not run at this tier, and no run of a heavier
 # distances without a type stay: what is missing there is not the error.
 
 # %% [markdown]
-# ## Library sizes that belong to the cell
+# ## Sizes that belong to the cell, and a label drawn first
 #
-# scLDM draws a cell's library size beside its latent: from the law of its type, or of all cells where no type is given.
-# So the latent of a large cell is decoded at the size of a small one, and after normalisation it has the noise of a
-# small one. CFGen's flow is told the size; scDiffusion's cells have none. Here sizes are read off the latents that are
-# decoded (a ridge regression of the log totals of training cells, {src}`screpro.tasks.library_size.SizesOfLatents`), of
-# the same trained networks. This is a **variant**, which the paper does not have (X-24); the row "drawn beside" is scLDM
-# as the tables above have it. A data set that is missing here was recorded before this variant existed.
+# Two **variants** which the paper does not have, of the same trained networks.
+#
+# **Sizes of latents** (X-24). scLDM draws a cell's library size beside its latent: from the law of its type, or of all
+# cells where no type is given. So the latent of a large cell is decoded at the size of a small one, and after
+# normalisation it has the noise of a small one. CFGen's flow is told the size; scDiffusion's cells have none. Here sizes
+# are read off the latents that are decoded: a ridge regression of the log totals of training cells
+# ({src}`screpro.tasks.library_size.SizesOfLatents`).
+#
+# **Label drawn first** (X-25). A cell without a label is drawn by the branch that lost its label in training. It can also
+# be drawn in two steps: a label as often as training cells have it, then a cell with this label, at a size of this label
+# or of the latent.
+#
+# The rows without a note are those of the tables above.
 
 # %% tags=["hide-input"]
 whose = {"scldm": "scLDM", FIRST_STAGE: "Real latents, decoded"}
-sized = rows[rows["item"] == "X-24"].assign(sizes="of the latent")
+sized = rows[rows["item"].isin(["X-24", "X-25"])]
 plain = rows[(rows["item"] == "Table 2") & rows["metric_variant"].isin(["unconditional", "conditional"])]
-plain = plain[plain["method"].isin([*whose, "cfgen_like", CEILING])].assign(sizes="drawn beside")
-plain.loc[~plain["method"].isin(list(whose)), "sizes"] = ""
-both = pd.concat([sized, plain])
+plain = plain[plain["method"].isin([*whose, "cfgen_like", CEILING])]
+both = pd.concat([plain, sized])
 both = both.merge(sized[["dataset", "tier"]].drop_duplicates(), on=["dataset", "tier"])
 both = both[both["metric"].isin([*places, "one_nn_accuracy"])]
 both = both.assign(
-    setting=both["metric_variant"].str.split(",").str[0],
-    whose=both["method"].map(titles | whose) + both["sizes"].map(lambda sizes: f", sizes {sizes}" if sizes else ""),
+    setting=both["metric_variant"].str.split(", ").str[0],
+    whose=both["method"].map(titles | whose) + both["metric_variant"].str.replace("unconditional|conditional", "", regex=True),
     score=both["metric"].map(paper_names | {"one_nn_accuracy": "1-NN accuracy"}),
 )
 for (of_set, at, setting), own in both.groupby(["dataset", "tier", "setting"], sort=False):

@@ -282,7 +282,7 @@ class _Work:
                     self.run, p.autoencoder, p.flow, cells=p.timed[0], genes=p.timed[1], steps=p.steps,
                     unit=self.unit("scldm", seed),
                 )  # fmt: skip
-        self.sizes_of_latents(own, seed)
+        self.other_draws(own, seed)
         self.score(FIRST_STAGE, seed, *self.decoded(own.generator.autoencoder, own, seed), seconds=None)
         self.score("scldm", seed, *samples, seconds=seconds)
 
@@ -295,20 +295,33 @@ class _Work:
         by_label = own.generator.library.draw({"cell_type": labels}, rng=rng)
         return [self.decode(model, latents[of], size, rng) for of, size in ((anyone, pooled), (same, by_label))]
 
-    def sizes_of_latents(self, own: ScLdm, seed: int) -> None:
-        """X-24: library sizes read off the latents that are decoded, for drawn and for real latents."""
-        generator, labels, n = own.generator, {"cell_type": self.cells.test_labels}, len(self.cells.test_labels)
+    def other_draws(self, own: ScLdm, seed: int) -> None:
+        """X-24, library sizes read off the latents, drawn and real; X-25, a label drawn first where none is given."""
+        generator, test, n = own.generator, self.cells.test_labels, len(self.cells.test_labels)
         law = SizesOfLatents.fit(own.latents, np.asarray(self.cells.train.sum(1)).ravel())
-        drawn = [
-            sample_latents(generator.network, labels, n=n, shape=tuple(own.latents.shape[1:]), weight=weight,
-                           steps=self.protocol.steps, seed=seed)
-            for weight in (0.0, 1.0)
-        ]  # fmt: skip
         rng = np.random.default_rng(seed)
+
+        def draw(labels: np.ndarray, weight: float) -> Tensor:
+            return sample_latents(
+                generator.network, {"cell_type": labels}, n=n, shape=tuple(own.latents.shape[1:]), weight=weight,
+                steps=self.protocol.steps, seed=seed,
+            )  # fmt: skip
+
+        def decode(z: Tensor, sizes: np.ndarray) -> sp.csr_matrix:
+            return self.decode(generator.autoencoder, z, sizes, rng)
+
         real = [own.latents[rows] for rows in self.real_rows(len(own.latents), rng)]
-        for method, latents in (("scldm", drawn), (FIRST_STAGE, real)):
-            samples = [self.decode(generator.autoencoder, z, law.draw(z, rng=rng), rng) for z in latents]
+        for method, latents in (("scldm", [draw(test, 0.0), draw(test, 1.0)]), (FIRST_STAGE, real)):
+            samples = [decode(z, law.draw(z, rng=rng)) for z in latents]
             self.variant(method, seed, samples, item="X-24", name="sizes of latents")
+        first = self.cells.train_labels[rng.integers(self.cells.train.shape[0], size=n)]
+        latents = draw(first, 1.0)
+        sizes = {
+            "": generator.library.draw({"cell_type": first}, rng=rng),
+            ", sizes of latents": law.draw(latents, rng=rng),
+        }
+        for name, each in sizes.items():
+            self.variant("scldm", seed, [decode(latents, each)], item="X-25", name=f"label drawn first{name}")
 
     def real_rows(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Training cells: any of `n`, and others with the labels wanted."""
@@ -344,12 +357,13 @@ class _Work:
             self.variant(FIRST_STAGE, seed, self.decoded(model, own, seed), item="X-22", name=name)
 
     def variant(self, method: str, seed: int, samples: list[sp.csr_matrix], *, item: str, name: str) -> None:
-        """Rows of a variant on the variable genes, from its unconditional and its conditional sample."""
-        (unconditional, conditional), reference, labels = samples, self.against[""], self.cells.test_labels
-        values = {"unconditional": scores.score_all(reference, unconditional, seed=seed)}
-        values["conditional"] = scores.score_classes(reference, conditional, labels)
-        accuracy = scores.class_accuracy(reference, conditional, labels)
-        values["conditional"] |= {} if accuracy is None else {"macro_recall": accuracy}
+        """Rows of a variant on the variable genes, from its unconditional and, where it has one, conditional sample."""
+        reference, labels = self.against[""], self.cells.test_labels
+        values = {"unconditional": scores.score_all(reference, samples[0], seed=seed)}
+        for conditional in samples[1:]:
+            values["conditional"] = scores.score_classes(reference, conditional, labels)
+            accuracy = scores.class_accuracy(reference, conditional, labels)
+            values["conditional"] |= {} if accuracy is None else {"macro_recall": accuracy}
         for kind, each in values.items():
             for metric, value in each.items():
                 self.add(method, seed, "", item=item, metric=metric, metric_variant=f"{kind}, {name}", value=value,

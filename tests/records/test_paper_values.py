@@ -79,7 +79,7 @@ def test_figures_inventory_and_heldout():
         "Figure 7": 84,
     }
     inventory = records.inventory()
-    assert len(inventory) == 234 and not inventory.duplicated(["paper", "kind", "id"]).any()
+    assert len(inventory) == 235 and not inventory.duplicated(["paper", "kind", "id"]).any()
     claims = inventory[inventory["kind"] == "claim"]
     assert sorted(claims["id"]) == sorted(c.id for c in records.load_claims())
     assert all(claims.set_index("id")["paper"][c.id] == c.paper for c in records.load_claims())

@@ -45,7 +45,7 @@ def run(cells, protocol):
 
 def test_every_method_has_every_score(run):
     rows = run.frame()
-    wide = rows[~rows["item"].isin(["A10", "X-22", "X-24"])].pivot_table(
+    wide = rows[~rows["item"].isin(["A10", "X-22", "X-24", "X-25"])].pivot_table(
         index=["metric", "metric_variant"], columns="method", values="value"
     )
     for metric in ("w2_exact", "mmd2_rbf_sum5", "frechet_distance"):
@@ -88,15 +88,21 @@ def test_sizes_are_read_off_the_latents_of_the_page(cells, protocol, monkeypatch
     own = train_scldm(cells, protocol.autoencoder, protocol.flow, seed=3)
     experiment.compare_methods(run, cells, protocol, ["scldm"], trained={3: own})
     variant = [z for z, size in decoded if (np.asarray(size) == 7).all()]
-    assert len(asked) == 4 and all(a is b for a, b in zip(asked, variant, strict=True))
+    assert len(asked) == 5 and all(a is b for a, b in zip(asked, variant, strict=True))
     labels = {"cell_type": cells.test_labels}
     for z, weight in zip(asked, (0.0, 1.0), strict=False):
         how = {"n": 30, "shape": (2, 4), "weight": weight, "steps": 2, "seed": 3}
         assert torch.equal(z, sample_latents(own.generator.network, labels, **how))
     of_label = [own.latents[cells.train_labels == k] for k in cells.test_labels]
     assert all((z == same).all((1, 2)).any() for z, same in zip(asked[3], of_label, strict=True))
-    methods = run.frame().query("item == 'X-24'")["method"]
-    assert set(methods) == {"scldm", experiment.FIRST_STAGE}
+    rows = run.frame()
+    assert set(rows.query("item == 'X-24'")["method"]) == {"scldm", experiment.FIRST_STAGE}
+    # labels as often as training cells have them, and latents that were told so
+    drawn = np.random.default_rng(0).choice(cells.train_labels, 30)
+    told = [sample_latents(own.generator.network, {"cell_type": np.full(30, k)}, **how) for k in np.unique(drawn)]
+    assert (torch.stack(told) == asked[4]).all((2, 3)).any(0).all()
+    names = set(rows.query("item == 'X-25'")["metric_variant"])
+    assert names == {f"unconditional, label drawn first{more}" for more in ("", ", sizes of latents")}
 
 
 def test_a_kill_loses_no_auto_encoder(cells, protocol, monkeypatch):
