@@ -23,7 +23,10 @@ from screpro.baselines.common import contained_torch, quiet, scvi_seed
 from screpro.baselines.registry import contained
 from screpro.errors import ScreproError
 
-__all__ = ["ScviCounts", "fit"]
+__all__ = ["NO_KL", "ScviCounts", "fit"]
+
+NO_KL = 100_000
+"""Passes over which the weight of the KL term rises, for trainings that do without it."""
 
 
 class ScviCounts:

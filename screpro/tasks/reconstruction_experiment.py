@@ -17,6 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from screpro.baselines.registry import method_of
+from screpro.baselines.scvi_counts import NO_KL
 from screpro.errors import ScreproError
 from screpro.metrics.reconstruction import re_nb_nll
 from screpro.records import Run
@@ -81,11 +82,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
             {},
             {"batch_size": 32},
             {**QUICK, "n_latent": 30},
-            {
-                **QUICK,
-                "n_latent": 30,
-                "warmup_epochs": 100_000,
-            },  # no KL term: the score asks for none
+            {**QUICK, "n_latent": 30, "warmup_epochs": NO_KL},  # the score asks for no KL term
         )
     ],
     "cfgen_like": [
