@@ -74,7 +74,7 @@ MORE: list[dict[str, Any]] = [{}, {"epochs": 60}, {"epochs": 150}]
 QUICK = {"batch_size": 32, "learning_rate": 2e-3}
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "scldm": [{}, {"learning_rate": 1e-3}, {"epochs": 60}, {"epochs": 100}],
+    "scldm": [{}, {"learning_rate": 1e-3}, {"epochs": 60}, {"epochs": 100}, {"epochs": 100, "batch_size": 8}],
     "scvi": [
         {**setting, **passes}
         for passes in MORE
