@@ -41,7 +41,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     clip: float | None = None  # largest gradient norm
     ema: float | None = None  # decay of the moving average of the weights, with warm-up (1 + k) / (10 + k)
-    rates: Mapping[str, float] = field(default_factory=dict)  # factor on the rate of single parameters, by name
+    rate_factors: Mapping[str, float] = field(default_factory=dict)  # on the rate of single parameters, by name
     seed: int = 0
     precision: str = "32-true"
     checkpoint_seconds: float = 60.0  # at most this much work is lost to a kill
@@ -148,7 +148,7 @@ def fit(
         rows = order[position * config.batch_size : (position + 1) * config.batch_size]
         factor = learning_rate_factor(state.step, total, schedule=config.schedule, warmup=config.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor * group["own_rate"]
+            group["lr"] = config.learning_rate * factor * group["rate_factor"]
         value = loss(wrapped, rows, generator)
         fabric.backward(value)
         if config.clip is not None:
@@ -171,17 +171,19 @@ def fit(
 def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Parameters by whether they shrink (biases and weights of norms never do) and by the factor on their rate."""
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if missing := sorted(set(config.rates) - set(own)):
+    if missing := sorted(set(config.rate_factors) - set(own)):
         raise ScreproError(
-            "A rate of its own is that of a trained parameter of the network.",
+            "A factor on the learning rate is that of a trained parameter of the network.",
             got=", ".join(missing),
             fix=f"choose among {', '.join(own)}",
         )
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in own.items():
-        key = (config.weight_decay if p.ndim > 1 else 0.0, config.rates.get(name, 1.0))
+        key = (config.weight_decay if p.ndim > 1 else 0.0, config.rate_factors.get(name, 1.0))
         groups.setdefault(key, []).append(p)
-    return [{"params": params, "weight_decay": decay, "own_rate": rate} for (decay, rate), params in groups.items()]
+    return [
+        {"params": params, "weight_decay": decay, "rate_factor": factor} for (decay, factor), params in groups.items()
+    ]
 
 
 def _check(n_cells: int, config: TrainConfig) -> None:
@@ -195,7 +197,7 @@ def _check(n_cells: int, config: TrainConfig) -> None:
             (not config.learning_rate > 0, f"learning_rate={config.learning_rate}"),
             (config.schedule not in SCHEDULES, f"schedule={config.schedule!r}"),
             (not 0 <= config.warmup < 1, f"warmup={config.warmup}"),
-            (not all(rate > 0 for rate in config.rates.values()), f"rates={dict(config.rates)}"),
+            (not min(config.rate_factors.values(), default=1) > 0, f"rate_factors={dict(config.rate_factors)}"),
         ]
         if failed
     ]
@@ -228,6 +230,8 @@ class _State:
         # the checkpoint interval has no effect on the result, so it may differ between the two calls
         self.identity = {**asdict(config), "betas": list(config.betas), "n_cells": n_cells}
         del self.identity["checkpoint_seconds"]
+        if not config.rate_factors:  # as in checkpoints from before there were any
+            del self.identity["rate_factors"]
         self.decay = config.ema
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if config.ema else None
         self.step, self.losses, self.seconds = 0, [], 0.0

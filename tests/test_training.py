@@ -11,7 +11,9 @@ from torch import nn
 from screpro.errors import ScreproError
 from screpro.training import TrainConfig, fit, learning_rate_factor
 
-CONFIG = TrainConfig(epochs=4, batch_size=5, learning_rate=0.05, ema=0.99, warmup=0.1, clip=1.0, seed=3)
+CONFIG = TrainConfig(
+    epochs=4, batch_size=5, learning_rate=0.05, ema=0.99, warmup=0.1, clip=1.0, rate_factors={"0.bias": 10.0}, seed=3
+)
 N = 13  # the last batch of an epoch is smaller
 
 
@@ -147,13 +149,13 @@ def test_a_parameter_may_have_a_rate_of_its_own():
     model = network()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     own = next(name for name, p in model.named_parameters() if p.ndim == 1)
-    config = TrainConfig(epochs=1, batch_size=N, learning_rate=1e-3, schedule="constant", rates={own: 10.0})
+    config = TrainConfig(epochs=1, batch_size=N, learning_rate=1e-3, schedule="constant", rate_factors={own: 10.0})
     fit(model, lambda net, rows, generator: sum(p.sum() for p in net.parameters()), N, config)
     for name, after in model.named_parameters():
         step = 1e-2 if name == own else 1e-3
         assert torch.allclose(before[name] - after, torch.full_like(after, step), rtol=1e-3), name
     with pytest.raises(ScreproError, match="bias_of_nothing"):
-        fit(network(), Problem(), N, replace(CONFIG, rates={"bias_of_nothing": 2.0}))
+        fit(network(), Problem(), N, replace(CONFIG, rate_factors={"bias_of_nothing": 2.0}))
 
 
 def test_it_learns():
@@ -170,7 +172,7 @@ def test_it_learns():
         {"learning_rate": -1.0},
         {"schedule": "step"},
         {"warmup": 1.0},
-        {"rates": {"x": 0.0}},
+        {"rate_factors": {"x": 0.0}},
     ],
 )
 def test_configurations_that_cannot_work(change):
@@ -191,7 +193,7 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     with pytest.raises(ScreproError, match="learning_rate changed"):
         fit(network(), Problem(), N, replace(CONFIG, learning_rate=0.1), checkpoint=file)
     with pytest.raises(ScreproError, match="network it was started with"):
-        fit(nn.Linear(3, 1), Problem(), N, CONFIG, checkpoint=file)
+        fit(nn.Sequential(nn.Linear(3, 1)), Problem(), N, CONFIG, checkpoint=file)
     content = file.read_bytes()
     for broken in (content[: len(content) // 2], b"", b"\x80\x04pickle"):
         file.write_bytes(broken)

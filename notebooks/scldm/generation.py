@@ -767,11 +767,12 @@ None if len(passes) else Markdown("Not run at this tier, and no run of a heavier
 # are read off the latents that are decoded: a ridge regression of the log totals of training cells
 # ({src}`screpro.tasks.library_size.SizesOfLatents`).
 #
-# **Label drawn first** (X-25). A cell without a label is drawn by the branch that lost its label in training. It can also
+# **Label drawn first** (X-25). A cell without a label is drawn by the branch trained on cells whose label was hidden. It can also
 # be drawn in two steps: a label as often as training cells have it, then a cell with this label, at a size of this label
 # or of the latent.
 #
-# The rows without a note are those of the tables above.
+# The rows without a note are those of the tables above. A data set that is missing here was recorded before these variants
+# existed.
 
 # %% tags=["hide-input"]
 whose = {"scldm": "scLDM", FIRST_STAGE: "Real latents, decoded"}
@@ -794,18 +795,16 @@ for (of_set, at, setting), own in both.groupby(["dataset", "tier", "setting"], s
 None if len(both) else Markdown("Not run at this tier, and no run of a heavier tier is recorded.")
 
 # %% [markdown]
-# On `mca_gut` sizes of their own make no difference that its three seeds could tell. Where large and small types lie
-# side by side it may be another: on `pbmc_facs_zheng`, in a trial with 24 passes and one seed, which is not recorded,
-# real latents decoded at the sizes of their own cells had a Fréchet distance of 7.8 without a type, at sizes drawn beside
-# them 13.8.
+# PLACEHOLDER
 
 # %% [markdown]
 # ## What tuning chose
 #
 # At tier `laptop` a baseline chooses among settings by its unconditional W2 on a fifth of the training cells; some of them
-# train it three to four times as long. scLDM has one setting for all data sets. Its 72 passes and 6 000 steps were set
-# after recorded runs with 24 and 1 500, and trials of the first seed on `kang_1k` and `mca_gut` that looked at the same test
-# cells. The first row of each method is its starting point.
+# train it up to eight times as long, in smaller batches. scLDM has one setting for all data sets. Its 72 passes in batches
+# of 16 and 6 000 steps were set after recorded runs with fewer, and trials of the first seed that looked at the same test
+# cells. `kang_1k` and `mca_gut` are recorded in batches of 8, with theta at the rate of the weights and shorter grids of the
+# baselines. The first row of each method is its starting point.
 
 # %% tags=["hide-input"]
 tried = rows[rows["item"] == "tuning"].copy()

@@ -523,7 +523,8 @@ for metric, caption in names.items():
 # %% [markdown]
 # ### Table 14: reconstruction
 #
-# Cells of the held-out pairs, encoded and decoded at their own library size; neither auto-encoder is told a label.
+# Cells of the held-out pairs, encoded and decoded at their own library size; neither auto-encoder is told a label. scVI is
+# trained without its KL term here, as scLDM's auto-encoder is; in runs recorded before 2026-11-23 it has one.
 #
 # One profile for all cells, with the likeliest dispersions, is what a decoder can say without looking at the cell.
 

@@ -12,8 +12,8 @@ and generate there; what they differ in is how the vector is turned back.
   layers of 1024, 128 latents, rate 5e-4, weight decay .01.
 
 Where this differs: theta starts from moments, not from random numbers, and has a learning rate of its own, as scLDM's
-here (``screpro.tasks.autoencoder.THETA_RATE``). scDiffusion's latents are scaled to unit length there, which leaves a
-diffusion that starts at variance 1 with variances of 1/128; here they are not, and whoever generates in them
+here (``screpro.tasks.autoencoder.THETA_RATE_FACTOR``). scDiffusion's latents are scaled to unit length there, which
+leaves a diffusion that starts at variance 1 with variances of 1/128; here they are not, and whoever generates in them
 standardises them. It has PReLU where this has ELU.
 """
 
@@ -173,11 +173,11 @@ def fit(
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # modules draw their initial weights from the global generator
             model = CountAutoEncoder(counts.shape[1], hidden=hidden, latent=latent, likelihood=likelihood)
-        rates = {}
+        factors = {}
         if likelihood == "nb":
-            from screpro.tasks.autoencoder import THETA_RATE, moments_theta
+            from screpro.tasks.autoencoder import THETA_RATE_FACTOR, moments_theta
 
-            rates = {"log_theta": THETA_RATE}
+            factors = {"log_theta": THETA_RATE_FACTOR}
             with torch.no_grad():
                 model.log_theta.copy_(torch.from_numpy(moments_theta(counts)).log())
 
@@ -188,7 +188,7 @@ def fit(
 
         how = TrainConfig(
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
-            clip=clip, schedule=schedule, rates=rates, seed=seed,
+            clip=clip, schedule=schedule, rate_factors=factors, seed=seed,
         )  # fmt: skip
         model.history = fit_network(model, loss, counts.shape[0], how, checkpoint=checkpoint, title=title)
     return model

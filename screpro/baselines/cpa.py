@@ -7,9 +7,9 @@ z + (vector of its type) + (vector of its state); a prediction exchanges the sta
 Where this differs: the classifiers learn in the same step as the encoder, through a reversed gradient, not in turns;
 there is no gradient penalty; the error is squared, without a predicted variance; one dose, so no dose curve. The error
 is a sum over genes where the published code has a mean, so a weight of 1 is weaker than its 5 by the number of genes
-times five. In a reversed gradient without penalty that weight does not settle: on kang_1k (first seed, validation
-cells, 2 000 genes) weights of 1, 10, 100, 1 000 and 10 000 gave an R² of the top 100 changes of .84, .76, .78, .35 and
-.37.
+times five. In a reversed gradient without penalty no weight near the published one works: in a trial on kang_1k (1 012
+genes, first seed, validation cells, not recorded) weights of about .5, 5, 50, 500 and 5 000 gave an R² of the top 100
+changes of .84, .76, .78, .35 and .37.
 """
 
 from typing import TYPE_CHECKING

@@ -8,10 +8,10 @@ worse than reconstructions; that gap is what a latent diffusion is for.)
 
 Defaults are scvi-tools' (10 latents, one hidden layer of 128, dropout .1, Adam at 1e-3, KL weight rising over 400
 epochs), with three changes: the likelihood is "nb", because the reconstruction error compares negative binomials; all
-cells are trained on; and theta starts from moments, not from random numbers, and has a learning rate of its own, as in
-the other networks (``screpro.tasks.autoencoder.THETA_RATE``), which decides short trainings. With so slow a rise of the
-KL weight a short training ends at a small weight; `warmup_epochs` makes it end at 1, which costs reconstruction and
-helps the prior.
+cells are trained on; and theta starts from moments, not from random numbers, and has a learning rate of its own
+(``screpro.tasks.autoencoder.THETA_RATE_FACTOR``), which decides short trainings. With so slow a rise of the KL weight a
+short training ends at a small weight; `warmup_epochs` makes it end at 1, which costs reconstruction and helps the
+prior.
 """
 
 import tempfile
@@ -186,7 +186,7 @@ def fit(
         import torch
         from anndata import AnnData
 
-        from screpro.tasks.autoencoder import THETA_RATE, moments_theta
+        from screpro.tasks.autoencoder import THETA_RATE_FACTOR, moments_theta
 
         cells, key = AnnData(counts), None
         if labels is not None:
@@ -205,7 +205,7 @@ def fit(
             """scvi-tools' own, but for the rate of theta."""
             theta = model.module.px_r
             rest = [p for p in params if p is not theta]
-            groups = [{"params": rest}, {"params": [theta], "lr": THETA_RATE * learning_rate}]
+            groups = [{"params": rest}, {"params": [theta], "lr": THETA_RATE_FACTOR * learning_rate}]
             return torch.optim.Adam(groups, lr=learning_rate, eps=0.01, weight_decay=1e-6)
 
         model.train(

@@ -23,8 +23,8 @@ Where this differs from the code:
 - the decoder's last block runs at the cost of its tokens, and the keys and values of the pooling block at the cost of
   the genes, with the same results (``kernels.gene_decoder``, ``kernels.gene_tokens``).
 - the gene table starts from N(0, 1), as theirs; theta starts from given values (`start_dispersion`) and learns at a
-  rate of its own (``tasks.autoencoder.THETA_RATE``), because on the log scale it moves by a learning rate a step at
-  most.
+  rate of its own (``tasks.autoencoder.THETA_RATE_FACTOR``), because on the log scale it moves by about one learning
+  rate a step at most.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ from screpro.models.scldm import AutoEncoder, AutoEncoderConfig, pack_all
 from screpro.training import Fit, TrainConfig, fit
 
 __all__ = [
-    "THETA_RATE",
+    "THETA_RATE_FACTOR",
     "AutoEncoderSettings",
     "Trained",
     "build",
@@ -26,11 +26,11 @@ __all__ = [
     "train",
 ]
 
-THETA_RATE = 10.0
-"""Factor on the learning rate of log theta, of every network here that has one theta per gene.
+THETA_RATE_FACTOR = 10.0
+"""On the learning rate of log theta, in scLDM's auto-encoder and the networks it is compared with as count models.
 
-The likeliest theta rises as the means get better, by orders of magnitude; a step of Adam moves its logarithm by the
-learning rate at most, and by far less for a rare gene. At the rate of the weights training ends on its way.
+The likeliest theta rises as the means get better, by orders of magnitude; a step of Adam moves its logarithm by about
+the learning rate at most, and by far less for a rare gene. At the rate of the weights training ends on its way.
 """
 
 
@@ -73,7 +73,7 @@ def moments_theta(counts: sp.csr_matrix) -> np.ndarray:
     """Inverse dispersion (G,) by moments, m^2 / (v - noise) of counts scaled to the mean library size, in [0.05, 100].
 
     The noise is that of Poisson counts scaled likewise: of a small cell it is more than its scaled mean. Between-type
-    variation counts as dispersion here, so this is a lower start, from which training climbs (`THETA_RATE`).
+    variation counts as dispersion here, so this is a lower start, from which training climbs (`THETA_RATE_FACTOR`).
     """
     totals = np.asarray(counts.sum(1)).ravel()
     scale = sp.diags(totals.mean() / np.maximum(totals, 1))
@@ -147,6 +147,7 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     model = build(counts, settings, seed=seed)
+    own_theta = settings.likelihood == "nb" and settings.dispersion == "gene"
     how = TrainConfig(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
@@ -155,7 +156,7 @@ def train(
         betas=(0.9, 0.95),  # Table 11
         clip=settings.clip,
         warmup=settings.warmup,
-        rates={"log_theta": THETA_RATE} if hasattr(model, "log_theta") else {},
+        rate_factors={"log_theta": THETA_RATE_FACTOR} if own_theta else {},
         seed=seed,
     )
     loss = ReconstructionLoss(counts, settings)

@@ -282,7 +282,7 @@ class _Work:
                     self.run, p.autoencoder, p.flow, cells=p.timed[0], genes=p.timed[1], steps=p.steps,
                     unit=self.unit("scldm", seed),
                 )  # fmt: skip
-        self.other_draws(own, seed)
+        self.size_and_label_variants(own, seed)
         self.score(FIRST_STAGE, seed, *self.decoded(own.generator.autoencoder, own, seed), seconds=None)
         self.score("scldm", seed, *samples, seconds=seconds)
 
@@ -295,7 +295,7 @@ class _Work:
         by_label = own.generator.library.draw({"cell_type": labels}, rng=rng)
         return [self.decode(model, latents[of], size, rng) for of, size in ((anyone, pooled), (same, by_label))]
 
-    def other_draws(self, own: ScLdm, seed: int) -> None:
+    def size_and_label_variants(self, own: ScLdm, seed: int) -> None:
         """X-24, library sizes read off the latents, drawn and real; X-25, a label drawn first where none is given."""
         generator, test, n = own.generator, self.cells.test_labels, len(self.cells.test_labels)
         law = SizesOfLatents.fit(own.latents, np.asarray(self.cells.train.sum(1)).ravel())

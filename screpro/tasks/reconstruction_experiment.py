@@ -2,7 +2,7 @@
 
 Every method gets the same training cells and the same panel, and chooses its setting, number of passes included, by
 the reconstruction error on validation cells. The first entry of a grid is the published setting (scLDM: the starting
-point). A network that trains in seconds chooses among every setting at every number of passes.
+point). A network that trains in seconds chooses among every setting at every number of passes, scLDM among a few.
 Scored are the same test cells, whole (what the paper's tables do) and with half of the molecules encoded and the other
 half scored (`HALVES`), where copying the input does not help.
 """
@@ -68,27 +68,27 @@ UNITS = {"re_nb_nll": "nats per cell"}
 WORST = 1e9
 """Nats: what an error on validation cells that is not finite is recorded as, to lose against every other."""
 
-MORE: list[dict[str, Any]] = [{}, {"epochs": 60}, {"epochs": 150}]
-"""Numbers of passes over the cells; the first is the protocol's."""
+PASSES_TRIED: list[dict[str, Any]] = [{}, {"epochs": 60}, {"epochs": 150}]
+"""Passes over the cells of a network that trains in seconds; the first is the protocol's number."""
 
-QUICK = {"batch_size": 32, "learning_rate": 2e-3}
+SMALL_BATCHES = {"batch_size": 32, "learning_rate": 2e-3}
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "scldm": [{}, {"learning_rate": 1e-3}, {"epochs": 60}, {"epochs": 100}, {"epochs": 100, "batch_size": 8}],
     "scvi": [
         {**setting, **passes}
-        for passes in MORE
+        for passes in PASSES_TRIED
         for setting in (
             {},
             {"batch_size": 32},
-            {**QUICK, "n_latent": 30},
-            {**QUICK, "n_latent": 30, "warmup_epochs": NO_KL},  # the score asks for no KL term
+            {**SMALL_BATCHES, "n_latent": 30},
+            {**SMALL_BATCHES, "n_latent": 30, "warmup_epochs": NO_KL},  # the score asks for no KL term
         )
     ],
     "cfgen_like": [
         {**setting, **passes}
-        for passes in MORE
-        for setting in ({}, {"batch_size": 32}, {**QUICK, "clip": None, "schedule": "cosine"})
+        for passes in PASSES_TRIED
+        for setting in ({}, {"batch_size": 32}, {**SMALL_BATCHES, "clip": None, "schedule": "cosine"})
     ],
 }
 """Changes to try, of scLDM's starting point or of the published defaults of a baseline, which come first."""
