@@ -62,6 +62,7 @@ map_method: str | None = None  # map of the cells in the figures; None takes the
 # three samples from one trained model:
 
 # %% tags=["hide-input"]
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -795,12 +796,12 @@ for (of_set, at, setting), own in both.groupby(["dataset", "tier", "setting"], s
 None if len(both) else Markdown("Not run at this tier, and no run of a heavier tier is recorded.")
 
 # %% [markdown]
-# On `pbmc_facs_zheng`, whose types differ in size, both matter. Real latents at the sizes of their own cells have half the
-# Fréchet distance that they have at sizes drawn beside them; and the branch without a label is further from the cells than
-# the branch with one, by more than sizes explain: a label drawn first halves scLDM's distance, with sizes of the latent a
-# little more than that. Three times the batch in the training of the flow brought the branch without a label hardly nearer
-# (21.4 in the place of 22.2, one trial of the first seed, not recorded), and training mostly without labels not much either
-# (ablation A10). On `mca_gut` sizes make small differences of both signs.
+# On `pbmc_facs_zheng`, whose types differ in size, both matter. Real latents at sizes read off them have little more than
+# half the Fréchet distance that they have at sizes drawn beside them; and the branch without a label is further from the
+# cells than the branch with one, by more than sizes explain: a label drawn first more than halves scLDM's distance, sizes
+# of the latent take a little more off. Three times the batch in the training of the flow brought the branch without a label
+# hardly nearer (21.4 in the place of 22.2, one trial of the first seed, not recorded), and training mostly without labels
+# not much either (ablation A10). On `mca_gut` sizes make small differences of both signs.
 
 # %% [markdown]
 # ## What tuning chose
@@ -814,12 +815,15 @@ None if len(both) else Markdown("Not run at this tier, and no run of a heavier t
 # %% tags=["hide-input"]
 tried = rows[rows["item"] == "tuning"].copy()
 tried["method"] = tried["method"].map(titles)
+tried["metric_variant"] = [", ".join(f"{k} {v}" for k, v in json.loads(own).items()) or "default" for own in tried["metric_variant"]]
 tried.pivot_table(index=["method", "metric_variant"], columns="dataset", values="value", sort=False).rename_axis(
     index=["method", "setting"]
 ).style.format("{:.3f}", na_rep="") if len(tried) else Markdown("No method was tuned in this run, and no tuned run is recorded.")
 
 # %% [markdown]
 # ### What each method took
+#
+# Training and drawing, without the choice of a setting; the first seed of `kang_1k` and `mca_gut` was timed with it.
 
 # %% tags=["hide-input"]
 seconds = rows[rows["metric"] == "fit_generate"].copy()
