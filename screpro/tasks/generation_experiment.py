@@ -15,23 +15,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from torch import Tensor
 
 from screpro.baselines import generation as baselines
 from screpro.data.preprocess import log_cp10k
 from screpro.data.splits import cell_split
 from screpro.errors import ScreproError
 from screpro.metrics.transport import w2_exact
-from screpro.models.scldm import AutoEncoder
 from screpro.records import Run
 from screpro.tasks import autoencoder as stage_one
 from screpro.tasks import generation as scores
+from screpro.tasks import generation_variants as variants
 from screpro.tasks.autoencoder import AutoEncoderSettings
-from screpro.tasks.flow import FlowSettings, decode_counts, sample_latents
+from screpro.tasks.flow import FlowSettings
 from screpro.tasks.generation import GenerationCells
 from screpro.tasks.generation_samplers import study_samplers, time_generation
 from screpro.tasks.generation_training import ScLdm, second_stage, train_scldm
-from screpro.tasks.library_size import SizesOfLatents
 from screpro.tasks.tuning import best_setting, checkpoint_file, progress
 
 __all__ = [
@@ -282,57 +280,12 @@ class _Work:
                     self.run, p.autoencoder, p.flow, cells=p.timed[0], genes=p.timed[1], steps=p.steps,
                     unit=self.unit("scldm", seed),
                 )  # fmt: skip
-        self.size_and_label_variants(own, seed)
-        self.score(FIRST_STAGE, seed, *self.decoded(own.generator.autoencoder, own, seed), seconds=None)
+        for each in variants.size_and_label(self.cells, own, steps=p.steps, seed=seed):
+            method = FIRST_STAGE if each.real else "scldm"
+            self.variant(method, seed, each.samples, item=each.item, name=each.name)
+        real = variants.real_decoded(self.cells, own, own.generator.autoencoder, seed=seed)
+        self.score(FIRST_STAGE, seed, *real, seconds=None)
         self.score("scldm", seed, *samples, seconds=seconds)
-
-    def decoded(self, model: AutoEncoder, own: ScLdm, seed: int) -> list[sp.csr_matrix]:
-        """Real latents in place of drawn ones: those of any training cells, and of cells with the labels wanted."""
-        rng, labels = np.random.default_rng(seed), self.cells.test_labels
-        latents = own.latents if model is own.generator.autoencoder else stage_one.encode(model, self.cells.train)
-        anyone, same = self.real_rows(len(latents), rng)
-        pooled = own.generator.library.draw_pooled(len(labels), rng=rng)
-        by_label = own.generator.library.draw({"cell_type": labels}, rng=rng)
-        return [self.decode(model, latents[of], size, rng) for of, size in ((anyone, pooled), (same, by_label))]
-
-    def size_and_label_variants(self, own: ScLdm, seed: int) -> None:
-        """X-24, library sizes read off the latents, drawn and real; X-25, a label drawn first where none is given."""
-        generator, test, n = own.generator, self.cells.test_labels, len(self.cells.test_labels)
-        law = SizesOfLatents.fit(own.latents, np.asarray(self.cells.train.sum(1)).ravel())
-        rng = np.random.default_rng(seed)
-
-        def draw(labels: np.ndarray, weight: float) -> Tensor:
-            return sample_latents(
-                generator.network, {"cell_type": labels}, n=n, shape=tuple(own.latents.shape[1:]), weight=weight,
-                steps=self.protocol.steps, seed=seed,
-            )  # fmt: skip
-
-        def decode(z: Tensor, sizes: np.ndarray) -> sp.csr_matrix:
-            return self.decode(generator.autoencoder, z, sizes, rng)
-
-        real = [own.latents[rows] for rows in self.real_rows(len(own.latents), rng)]
-        for method, latents in (("scldm", [draw(test, 0.0), draw(test, 1.0)]), (FIRST_STAGE, real)):
-            samples = [decode(z, law.draw(z, rng=rng)) for z in latents]
-            self.variant(method, seed, samples, item="X-24", name="sizes of latents")
-        first = self.cells.train_labels[rng.integers(self.cells.train.shape[0], size=n)]
-        latents = draw(first, 1.0)
-        sizes = {
-            "": generator.library.draw({"cell_type": first}, rng=rng),
-            ", sizes of latents": law.draw(latents, rng=rng),
-        }
-        for name, each in sizes.items():
-            self.variant("scldm", seed, [decode(latents, each)], item="X-25", name=f"label drawn first{name}")
-
-    def real_rows(self, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Training cells: any of `n`, and others with the labels wanted."""
-        labels = self.cells.test_labels
-        anyone = rng.integers(n, size=len(labels))
-        return anyone, scores.same_labels(self.cells.train_labels, labels, rng=rng, replace=False)
-
-    def decode(self, model: AutoEncoder, z: Tensor, size: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
-        """Log-normalised counts drawn for latents and library sizes."""
-        device = model.head.weight.device
-        return log_cp10k(decode_counts(lambda z, s: model.decode(z.to(device), s.to(device)), z, size, rng=rng))
 
     def other_drop(self, own: ScLdm, drop: float, seed: int) -> None:
         """Ablation A10: the same auto-encoder, a velocity network trained with another share of labels dropped."""
@@ -354,7 +307,8 @@ class _Work:
                 self.add(FIRST_STAGE, seed, ", all genes", item="X-22", metric="re_nb_nll", unit="nats per cell",
                          metric_variant=f"{which} cells, {name}", value=error, direction="lower",
                          n_real=counts.shape[0], n_generated=None)  # fmt: skip
-            self.variant(FIRST_STAGE, seed, self.decoded(model, own, seed), item="X-22", name=name)
+            real = variants.real_decoded(self.cells, own, model, seed=seed)
+            self.variant(FIRST_STAGE, seed, real, item="X-22", name=name)
 
     def variant(self, method: str, seed: int, samples: list[sp.csr_matrix], *, item: str, name: str) -> None:
         """Rows of a variant on the variable genes, from its unconditional and, where it has one, conditional sample."""

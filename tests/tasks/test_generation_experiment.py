@@ -11,11 +11,12 @@ from screpro import records
 from screpro.baselines.generation import Generated
 from screpro.errors import ScreproError
 from screpro.tasks import generation_experiment as experiment
+from screpro.tasks import generation_variants as variants
 from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.flow import FlowSettings, sample_latents
 from screpro.tasks.generation import generation_cells
 from screpro.tasks.generation_training import train_scldm
-from screpro.tasks.library_size import LibrarySizes
+from screpro.tasks.library_size import LibrarySizes, SizesOfLatents
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +81,10 @@ def test_the_first_stage_with_other_passes(run, cells):
 def test_sizes_are_read_off_the_latents_of_the_page(cells, protocol, monkeypatch):
     """Drawn without and with the labels, as the page draws them, and real ones: any training cell's, then by label."""
     asked, decoded, sized = [], [], []
-    monkeypatch.setattr(experiment.SizesOfLatents, "draw", lambda law, z, rng: asked.append(z) or np.full(len(z), 7.0))
-    whole = experiment.decode_counts
+    monkeypatch.setattr(SizesOfLatents, "draw", lambda law, z, rng: asked.append(z) or np.full(len(z), 7.0))
+    whole = variants.decode_counts
     monkeypatch.setattr(
-        experiment, "decode_counts", lambda f, z, size, rng: decoded.append((z, size)) or whole(f, z, size, rng=rng)
+        variants, "decode_counts", lambda f, z, size, rng: decoded.append((z, size)) or whole(f, z, size, rng=rng)
     )
     by_label = LibrarySizes.draw
     monkeypatch.setattr(
