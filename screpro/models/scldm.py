@@ -326,7 +326,7 @@ class AutoEncoder(nn.Module):
 
     @torch.no_grad()
     def start_dispersion(self, theta: Tensor) -> None:
-        """Start theta (G,) from values such as moment estimates (``screpro.tasks.autoencoder.moments_theta``)."""
+        """Start theta (G,) from given values (``screpro.tasks.autoencoder.start_theta``)."""
         if self.config.dispersion == "gene":
             self.log_theta[1:] = theta.clamp(1e-4, 1e4).log()
 

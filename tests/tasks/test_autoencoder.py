@@ -18,6 +18,7 @@ from screpro.tasks.autoencoder import (
     moments_theta,
     nll,
     reconstruct,
+    start_theta,
     train,
 )
 
@@ -75,10 +76,13 @@ def test_moments_see_through_the_sizes_of_cells():
     assert found[3] > 20
 
 
-def test_theta_starts_from_moments():
-    counts = two_kinds()
+def test_theta_starts_from_moments_but_not_above_one():
+    counts = sp.hstack([two_kinds(), np.ones((40, 1), np.float32)], format="csr")  # the last gene has no spread at all
+    moments = moments_theta(counts)
+    assert moments.min() < 1 < moments[-1]
+    np.testing.assert_array_equal(start_theta(counts), np.minimum(moments, 1))
     model = build(counts, SMALL, seed=0)
-    np.testing.assert_allclose(model.log_theta[1:].detach().exp(), moments_theta(counts), rtol=1e-5)
+    np.testing.assert_allclose(model.log_theta[1:].detach().exp(), start_theta(counts), rtol=1e-5)
     model = build(counts, AutoEncoderSettings(**(SMALL.__dict__ | {"likelihood": "gaussian"})), seed=0)
     assert (model.log_theta == 1).all()
 
