@@ -23,9 +23,7 @@ from screpro.data.preprocess import variable_panel
 from screpro.data.validate import check_counts, check_labels
 from screpro.errors import ScreproError
 
-__all__ = ["Populations", "Sets", "control_first", "gather", "log_median", "populations"]
-
-"""What data sets call the cells that nothing was done to."""
+__all__ = ["Populations", "Sets", "control_first", "gather", "log_median", "populations", "values_of"]
 
 ONE = "all"
 """Label of every cell where a set has no such column."""
@@ -56,7 +54,7 @@ class Populations:
     """Cells with a perturbation, a context (cell type, line or donor) and a batch each."""
 
     x: sp.csr_matrix  # (n, G) log1p-normalised, float32
-    counts: sp.csr_matrix  # (n, G) the same cells and genes as counts, float32
+    counts: sp.csr_matrix  # (n, G) the same cells and genes as counts, float32; `x` where only log values are published
     perturbation: np.ndarray  # (n,) int64 codes, 0 is the control
     context: np.ndarray  # (n,) int64 codes
     batch: np.ndarray  # (n,) int64 codes
@@ -202,13 +200,14 @@ def populations(
     Parameters
     ----------
     adata
-        Counts in ``X``.
+        Counts in ``X``, or log1p values, taken as they are, if ``uns["values"]`` says so: the sets that are published
+        without their counts.
     perturbation_key, context_key, batch_key
         Columns; None: one label for all cells.
     control
         Label of the control cells; by default the one with a usual name for it (``columns.CONTROL``).
     n_genes
-        Most variable genes kept (scanpy's "seurat_v3"); None keeps every gene that occurs. Cells are normalised on all
+        Most variable genes kept (`variable_panel`); None keeps every gene that occurs. Counts are normalised on all
         genes before that.
     panel_rows
         Cells that genes are chosen on: those of training. By default all.
@@ -216,25 +215,20 @@ def populations(
     Raises
     ------
     ScreproError
-        A column is missing or has cells without a label, no or several labels are called like a control, values are not
-        counts, or a cell has none.
+        A column is missing or has cells without a label, no or several labels are called like a control, values are
+        neither counts nor said to be log1p, or a cell has no count.
     """
-    check_counts(adata.X, what="X of the cells")
+    x, counts = values_of(adata)
     names = {}
     for key in (perturbation_key, context_key, batch_key):
         if key is not None:
             check_labels(adata.obs, key, min_classes=1)
         names[key] = np.full(adata.n_obs, ONE) if key is None else adata.obs[key].astype(str).to_numpy()
     perturbations = control_first(names[perturbation_key], control, column=perturbation_key)
-    counts = sp.csr_matrix(adata.X, dtype=np.float32)
-    if empty := int((np.asarray(counts.sum(1)).ravel() == 0).sum()):
-        raise ScreproError(
-            "Every cell needs at least one count.", got=f"{empty} cells without any", fix="drop these cells"
-        )
     panel = variable_panel(counts if panel_rows is None else counts[panel_rows], n_genes)
     contexts, batches = (tuple(sorted(set(names[key]))) for key in (context_key, batch_key))
     return Populations(
-        x=log_median(counts)[:, panel].tocsr(),
+        x=x[:, panel].tocsr(),
         counts=counts[:, panel].tocsr(),
         perturbation=_codes(names[perturbation_key], perturbations),
         context=_codes(names[context_key], contexts),
@@ -244,6 +238,32 @@ def populations(
         contexts=contexts,
         batches=batches,
     )
+
+
+def values_of(adata: AnnData) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+    """Expression and counts of all genes, both (n, G) float32: log1p values that are published alone are both.
+
+    Raises
+    ------
+    ScreproError
+        Values are not counts, or a cell has none; values said to be log1p are negative, not finite or 20 and more.
+    """
+    if adata.uns.get("values", "counts") == "log1p":
+        x = sp.csr_matrix(adata.X, dtype=np.float32)
+        if not (np.isfinite(x.data).all() and x.data.min(initial=0) >= 0 and x.data.max(initial=0) < 20):
+            raise ScreproError(
+                "log1p values are finite, 0 or more and below 20.",
+                got=f"values from {x.data.min():.4g} to {x.data.max():.4g}",
+                fix='pass counts and remove uns["values"]',
+            )
+        return x, x
+    check_counts(adata.X, what="X of the cells")
+    counts = sp.csr_matrix(adata.X, dtype=np.float32)
+    if empty := int((np.asarray(counts.sum(1)).ravel() == 0).sum()):
+        raise ScreproError(
+            "Every cell needs at least one count.", got=f"{empty} cells without any", fix="drop these cells"
+        )
+    return log_median(counts), counts
 
 
 def control_first(labels: np.ndarray, control: str | None, *, column: str) -> tuple[str, ...]:

@@ -74,7 +74,10 @@ def log_cp10k(counts: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def variable_panel(counts: sp.csr_matrix, n_genes: int | None) -> np.ndarray:
-    """Ascending columns of the `n_genes` most variable genes (seurat_v3); None or too many: all genes that occur."""
+    """Ascending columns of the `n_genes` most variable genes; None or too many: all genes that occur.
+
+    scanpy's "seurat_v3" of counts; of log values, where a set is published without its counts, "seurat".
+    """
     seen = np.flatnonzero(counts.getnnz(axis=0) > 0)
     if n_genes is None or n_genes >= len(seen):
         return seen
@@ -82,7 +85,10 @@ def variable_panel(counts: sp.csr_matrix, n_genes: int | None) -> np.ndarray:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = sc.pp.highly_variable_genes(
-            AnnData(counts[:, seen]), n_top_genes=n_genes, flavor="seurat_v3", inplace=False
-        )
+        whole = (counts.data % 1 == 0).all()
+        flavor = "seurat_v3" if whole else "seurat"
+        found = sc.pp.highly_variable_genes(AnnData(counts[:, seen]), n_top_genes=n_genes, flavor=flavor, inplace=False)
+    if not whole:  # scanpy keeps every gene that is level with the last one
+        spread = found["dispersions_norm"].fillna(-np.inf).to_numpy()
+        return seen[np.sort(np.argsort(-spread, kind="stable")[:n_genes])]
     return seen[found["highly_variable"].to_numpy()]

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 from anndata import AnnData
 
-from screpro.data.columns import controls_among
 from screpro.data.heldout import HeldOut, Roles, cell_roles
 from screpro.data.populations import ONE, Populations, populations
 from screpro.data.vocabulary import Vocabulary
-from screpro.errors import ScreproError
 from screpro.metrics.distances import median_distance
 from screpro.records import Run
 from screpro.tasks import perturbation_statistics as statistics
@@ -100,7 +97,7 @@ def prepare(
     control: str | None = None,
     n_genes: int | None = 2000,
 ) -> Populations:
-    """Cells with labels, on variable genes; published log values are taken as they are.
+    """Cells with labels, on variable genes.
 
     Cells without a published type or donor (``obs["label_source"]``) are left out. Otherwise as
     `screpro.data.populations.populations`, which see for errors.
@@ -108,26 +105,7 @@ def prepare(
     if "label_source" in adata.obs:
         adata = adata[(adata.obs["label_source"] == "published").to_numpy()]
     keys = {"perturbation_key": perturbation_key, "context_key": context_key, "batch_key": batch_key}
-    if adata.uns.get("values", "counts") == "counts":
-        return populations(adata, **keys, control=control, n_genes=n_genes)
-    names, codes = [], []
-    for key in keys.values():
-        label = np.full(adata.n_obs, ONE) if key is None else adata.obs[key].astype(str).to_numpy()
-        found, code = np.unique(label, return_inverse=True)
-        names.append(tuple(map(str, found)))
-        codes.append(code)
-    usual = controls_among(names[0], control)
-    if len(usual) != 1 or len(names[0]) < 2:
-        raise ScreproError(
-            "Perturbed cells have one control condition and at least one other.",
-            got=f"{', '.join(names[0][:6])}, control {control!r}",
-            fix="name the control",
-        )
-    first = names[0].index(usual[0])  # the control is code 0
-    codes[0] = np.where(codes[0] == first, 0, codes[0] + (codes[0] < first))
-    names[0] = (usual[0], *(name for name in names[0] if name != usual[0]))
-    x = sp.csr_matrix(adata.X, dtype=np.float32)
-    return Populations(x, x, *codes, tuple(map(str, adata.var_names)), *names)
+    return populations(adata, **keys, control=control, n_genes=n_genes)
 
 
 # --- measuring ------------------------------------------------------------------------------------------------

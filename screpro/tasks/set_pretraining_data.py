@@ -11,13 +11,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 from anndata import AnnData
 
 from screpro.data.heldout import cell_roles, read_split, splits_dir
-from screpro.data.populations import Populations, log_median, populations
+from screpro.data.populations import Populations, populations, values_of
 from screpro.data.simulate_atlas import atlas
-from screpro.data.validate import check_counts, check_labels
+from screpro.data.validate import check_labels
 from screpro.data.vocabulary import Vocabulary, expand, merge_then_select
 from screpro.errors import ScreproError
 from screpro.tasks.responses import ResponseSplit, Scorer, hold_out
@@ -109,7 +108,7 @@ def unperturbed(adata: AnnData, *, name: str, context_key: str = "cell_type") ->
     Parameters
     ----------
     adata
-        Counts in ``X``.
+        Counts in ``X``, or log1p values, as for `populations`.
     name
         Of the source.
     context_key
@@ -120,18 +119,13 @@ def unperturbed(adata: AnnData, *, name: str, context_key: str = "cell_type") ->
     ScreproError
         The column is missing or has gaps, values are not counts, or a cell has none.
     """
-    check_counts(adata.X, what="X of the cells")
+    x, counts = values_of(adata)
     check_labels(adata.obs, context_key)
-    counts = sp.csr_matrix(adata.X, dtype=np.float32)
-    if empty := int((np.asarray(counts.sum(1)).ravel() == 0).sum()):
-        raise ScreproError(
-            "Every cell needs at least one count.", got=f"{empty} cells without any", fix="drop these cells"
-        )
     seen = np.flatnonzero(counts.getnnz(axis=0) > 0)
     contexts, codes = np.unique(adata.obs[context_key].astype(str).to_numpy(), return_inverse=True)
     nothing = np.zeros(adata.n_obs, dtype=np.int64)
     return Populations(
-        x=log_median(counts)[:, seen].tocsr(),
+        x=x[:, seen].tocsr(),
         counts=counts[:, seen].tocsr(),
         perturbation=nothing,
         context=codes.astype(np.int64),
@@ -277,7 +271,7 @@ def real_split(
     Parameters
     ----------
     adata
-        Counts in ``X``.
+        As for `populations`.
     name
         Of the set in the registry, by which the file is found.
     keys

@@ -9,10 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from screpro.data.populations import Populations, gather, log_median, populations
+from screpro.data.preprocess import variable_panel
 from screpro.errors import ScreproError
+from screpro.tasks.set_pretraining_data import columns, real_split, unify, unperturbed
 
 
 def cells(n=90, genes=12, contexts=2, batches=3, perturbations=4, seed=0) -> Populations:
+    adata = screen(n, genes, contexts, batches, perturbations, seed)
+    return populations(adata, context_key="type", batch_key="donor", n_genes=None)
+
+
+def screen(n=90, genes=12, contexts=2, batches=3, perturbations=4, seed=0) -> AnnData:
     rng = np.random.default_rng(seed)
     obs = pd.DataFrame({
         "perturbation": np.array(["control", "b", "a", "c"])[rng.integers(perturbations, size=n)],
@@ -20,8 +27,7 @@ def cells(n=90, genes=12, contexts=2, batches=3, perturbations=4, seed=0) -> Pop
         "donor": [f"d{k}" for k in rng.integers(batches, size=n)],
     }, index=[f"cell {i}" for i in range(n)])  # fmt: skip
     counts = sp.csr_matrix(rng.poisson(1.0, (n, genes)) + np.eye(n, genes), dtype=np.float32)
-    adata = AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(genes)]))
-    return populations(adata, context_key="type", batch_key="donor", n_genes=None)
+    return AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(genes)]))
 
 
 def test_codes_name_the_labels():
@@ -104,3 +110,39 @@ def test_bad_cells_get_one_error(change):
         obs.loc["3", "perturbation"] = None
     with pytest.raises(ScreproError):
         populations(AnnData(sp.csr_matrix(x), obs=obs), n_genes=None)
+
+
+def logged(adata: AnnData) -> AnnData:
+    """As a set that is published without its counts."""
+    made = adata.copy()
+    made.X, made.uns["values"] = log_median(adata.X), "log1p"
+    return made
+
+
+def test_log_values_that_are_published_alone_are_taken_as_they_are():
+    adata = screen()
+    given, made = (populations(a, context_key="type", n_genes=None) for a in (adata, logged(adata)))
+    assert (made.x != given.x).nnz == (made.counts != given.x).nnz == 0
+    assert (made.group() == given.group()).all() and made.genes == given.genes
+    few = populations(logged(adata), context_key="type", n_genes=5)
+    assert few.x.shape[1] == 5 and set(few.genes) < set(made.genes)
+    del (plain := logged(adata)).uns["values"]
+    with pytest.raises(ScreproError, match="must hold counts"):
+        populations(plain, context_key="type")
+    for value in (-1.0, np.nan, 30.0):
+        (wrong := logged(adata)).X.data[3] = value
+        with pytest.raises(ScreproError, match="log1p values are finite"):
+            populations(wrong, context_key="type")
+
+
+def test_a_source_of_log_values_is_held_out_and_merged_like_any_other():
+    adata = screen(400)
+    split = real_split(logged(adata), "no such set", keys={"context_key": "type", "batch_key": "donor"})
+    assert split.test.contexts[split.test.context[0]] == "t1" and len(split.train) > len(split.test) > 0
+    panel = [split.train.genes[g] for g in variable_panel(split.train.counts, 6)]
+    assert columns(split.train, panel).genes == tuple(panel)
+    plain = unperturbed(logged(adata[:, :8].copy()), name="plain", context_key="type")
+    space = unify({"screen": split.train, "plain": plain}, n_genes=7)
+    assert set(space.vocabulary.selected) == {"screen", "plain"}
+    assert all(len(genes) == 7 for genes in space.vocabulary.selected.values())
+    assert space.place(plain).x.shape == (400, len(space.vocabulary.genes))
