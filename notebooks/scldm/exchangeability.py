@@ -23,7 +23,8 @@
 #
 # This page shows on real cells that this holds, and to how many digits; what it saves; and what breaks it. Two findings
 # stand out. Padding, as the authors' code uses it, *does* change a cell's summary. And one of the two ways in which
-# their code lets counts into the network is followed by a layer that removes them again.
+# their code lets counts into the network is followed by a layer that removes them again; whether that costs anything is
+# [measured](#does-it-matter).
 
 # %% tags=["setup", "remove-cell"]
 # in a hosted notebook the package is not there yet; its pinned dependencies come with it
@@ -83,6 +84,8 @@ from screpro import data, records
 from screpro.kernels.nb import nb_nll
 from screpro.plots import PALETTE, score_figure, use_style
 from screpro.processes.interpolant import expected_noise, interpolate
+from screpro.records import manifest
+from screpro.records.results import results_dir
 from screpro.records.tables import spread
 from screpro.tasks import exchangeability as exch
 from screpro.tasks.autoencoder import AutoEncoderSettings, batch_of, encode, reconstruct, train
@@ -457,8 +460,8 @@ for axes in panels:
 legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
 
 # %% [markdown]
-# Neither extreme is good: raw counts drown the gene, the product drops the count. The logarithm inside projconcat is
-# what lets a token say both, and is the choice of every page here.
+# Raw counts drown the gene, the product drops the count, and the logarithm inside projconcat lets a token say both.
+# Every page here uses it because it is equation 6, not because it was found to be better.
 #
 # The same on whole cells. Counts are changed, expressed genes stay; the change of the latent in units of the difference
 # between cells:
@@ -507,7 +510,8 @@ figure = score_figure(
 
 # %% [markdown]
 # And the reconstruction error, which is what the paper reports. The decoder is told the library size, so the total need
-# not pass through the latent. Longer training, as ablation A11, is on the page of [ablations](ablations):
+# not pass through the latent. The same comparison with other panels and more steps of training is ablation A11, on the
+# page of [ablations](ablations):
 
 # %% tags=["hide-input"]
 errors = rows[rows["metric"] == "re_nb_nll"].copy()
@@ -518,7 +522,41 @@ table = wide.groupby(level=["dataset", "tier"], sort=False).agg(lambda values: s
 table.style.set_caption("Negative log-likelihood of a test cell, nats (lower is better); difference paired by seed")
 
 # %% [markdown]
-# A positive difference means that losing the counts costs likelihood.
+# A positive difference means that losing the counts costs likelihood. Which way it goes at the tiers `laptop` and
+# `paper`, A11 included:
+
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
+a11 = records.load_results("scldm", "ablations")
+a11 = a11[(a11["metric"] == "re_nb_nll") & (a11["metric_variant"] == "mixing")]
+a11 = a11.pivot_table(index=["dataset", "tier", "split", "seed"], columns="method", values="value", sort=False)
+gaps = {"this page": wide["erased - kept"]} | ({"A11": a11["log1p"] - a11["scldm"]} if len(a11) else {})
+lines = []
+for where, own_gaps in gaps.items():
+    for (own_set, own_tier), gap in own_gaps.dropna().groupby(level=["dataset", "tier"], sort=False):
+        if own_tier != "ci":
+            agree = (np.sign(gap) == np.sign(gap.mean())).sum()
+            lines.append(
+                f"- {own_set}, {own_tier} ({where}): {spread(gap.mean(), gap.std(), 1)} nats. The network that cannot "
+                f"see counts has the **{'lower' if gap.mean() < 0 else 'higher'}** error, in {agree} of {len(gap)} "
+                "seeds."
+            )
+Markdown("\n".join(lines or ["- none is recorded"]))
+
+# %% [markdown]
+# These are short trainings of small networks. They show what losing the counts cost there, not what it would cost a
+# network trained to its end, and they do not say why.
+
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
+THETA_RATE = "2026-11-22T19:30"  # theta has a learning rate of its own in runs started after (changelog)
+stamps = [manifest.read(own) for own in (results_dir() / "scldm" / "exchangeability").glob("*/manifest.json")]
+early = rows["run_id"].isin({own["run_id"] for own in stamps if own["started"] < THETA_RATE})
+text = (
+    f"The recorded rows of {', '.join(sorted(set(rows.loc[early, 'dataset'])))} are of before theta, the inverse "
+    "dispersion, had a learning rate of its own. It then stayed below its likeliest value, in both networks, so that "
+    "their errors in nats are higher than the same means would have with a better theta. Digits, tokens and what a "
+    "latent tells of the counts are not computed from theta."
+)
+Markdown(text if early.any() else "")
 
 # %% [markdown]
 # ## The decoder normalises what enters

@@ -10,6 +10,7 @@ tokens, q channels of one, F hidden width of an MLP.
 Where this differs from the paper (following the authors' code, with which it agrees to 1e-5):
 - the encoder is deterministic and its output passes a LayerNorm without weights over the q channels of each token;
   the Gaussian posterior and the KL term of eq. 1 exist only as the option `posterior` (Table 11 lists weights 0, 1e-5).
+- eqs. 3, 4: the queries are normed before their linear map, not after it, and keys and values share one norm.
 - eq. 4: the residual adds the pseudo-inputs themselves, not a linear map of them.
 - eq. 6: the count enters as log1p(count), repeated D times after the gene's embedding, not before it ("projconcat").
 - F.2: theta is one value per gene ("gene"), or one per cell and gene ("cell_gene"); one value for all genes is not

@@ -42,7 +42,7 @@ NAMES = {
     ("scldm/embeddings", "methods"): embedding_experiment.METHODS,
     ("scldm/generation", "methods"): generation_experiment.METHODS,
     ("scldm/interpretability", "methods"): attention_experiment.METHODS,
-    ("scldm/perturbation", "methods"): perturbed_cells_experiment.METHODS,
+    ("scldm/perturbation", "methods"): [*perturbed_cells_experiment.METHODS, "scgpt"],
     ("scldm/reconstruction", "methods"): reconstruction_experiment.METHODS,
 }
 
