@@ -4,14 +4,16 @@ Both know a (context, batch) as one covariate. STATE's transition model draws it
 the perturbed set and is not told which one it is; CPA has a vector for each. Both start from control cells of the
 context and batch asked for, and answer with log-normalised expression of the panel.
 
-CPA answers with the decoded mean of a cell, as its Gaussian variant is used, so the spread of its cells is less than
-that of real ones.
+CPA's decoder gives out the mean of a cell, and cells that are means vary too little. So what it changes is added to the
+control cell that it starts from (`keep_rest`), as CellFlow-like does with what its components leave out; the decoded
+means alone, as its Gaussian variant is used, are among the settings to try.
 """
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from screpro.baselines.response_cells import nonnegative
 from screpro.baselines.responses import Asked, controls_for
 
 if TYPE_CHECKING:
@@ -97,10 +99,12 @@ def cpa(
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     weight_decay: float = 1e-6,
+    keep_rest: bool = True,
 ) -> np.ndarray:
     """CPA (``screpro.baselines.cpa``): the control's vector is exchanged for that of the perturbation, (n, G).
 
-    `adversarial` weighs how hard the encoder works against the classifiers of covariate and perturbation.
+    `adversarial` weighs how hard the encoder works against the classifiers of covariate and perturbation. `keep_rest`
+    adds what that exchange changes to the control cell; otherwise the answer is the decoded mean.
     """
     import torch
     import torch.nn.functional as F
@@ -142,6 +146,11 @@ def cpa(
     with torch.no_grad():
         for first in range(0, len(rows), 4096):
             piece = slice(first, first + 4096)
-            z = model.encoder(torch.from_numpy(gather(controls.x, rows[piece])))
-            parts.append(model.decode(z, wanted[piece], torch.from_numpy(asked.perturbation[piece])).numpy())
-    return np.concatenate(parts)
+            before = torch.from_numpy(gather(controls.x, rows[piece]))
+            z, state = model.encoder(before), torch.from_numpy(asked.perturbation[piece])
+            made = model.decode(z, wanted[piece], state)
+            if keep_rest:
+                made += before - model.decode(z, wanted[piece], torch.zeros_like(state))
+            parts.append(made.numpy())
+    made = np.concatenate(parts)
+    return nonnegative(made, asked) if keep_rest else made

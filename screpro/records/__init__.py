@@ -7,6 +7,7 @@ what the papers claim.
 
 from screpro.records.claims import Claim, load_claims, verdict, verdicts
 from screpro.records.paper import figures, heldout, inventory, paper_values
+from screpro.records.recorded import runs_table, tuning_table
 from screpro.records.results import Run, load_results, read_results, start, write_results
 from screpro.records.rules import Verdict
 from screpro.records.tables import Table, facts_table, paper_table, side_by_side, tried_table
@@ -27,10 +28,12 @@ __all__ = [
     "paper_table",
     "paper_values",
     "read_results",
+    "runs_table",
     "side_by_side",
     "start",
     "timings_table",
     "tried_table",
+    "tuning_table",
     "verdict",
     "verdicts",
     "write_results",

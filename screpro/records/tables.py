@@ -330,11 +330,12 @@ def facts_table(facts: Mapping[str, object]) -> "Markdown":
     """What a run is, a line for each of `facts`: markdown in which names of a user's own may hold a bar."""
     from IPython.display import Markdown
 
-    lines = (f"| {name} | {value} |" for name, value in ((_cell(k), _cell(v)) for k, v in facts.items()))
+    lines = (f"| {name} | {value} |" for name, value in ((cell(k), cell(v)) for k, v in facts.items()))
     return Markdown("| | this run |\n|---|---|\n" + "\n".join(lines))
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """Text for a cell of a markdown table."""
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 

@@ -69,6 +69,9 @@ def hold_out(
 ) -> ResponseSplit:
     """Divide cells by role, or hold out a context with a random share of its perturbations kept.
 
+    What is asked for is a perturbation that is known, in a context where it is not: methods know perturbations by
+    learned vectors alone, and the vector of one without training cells is what it was before training.
+
     Parameters
     ----------
     cells
@@ -85,7 +88,8 @@ def hold_out(
     Raises
     ------
     ScreproError
-        No context of that name, nothing to ask for, or a held-out context without control cells.
+        No context of that name, nothing to ask for, a held-out context without control cells, or a perturbation asked
+        for that no training cell has.
     """
     if role is None:
         role = _roles(cells, context, kept, seed)
@@ -104,7 +108,15 @@ def hold_out(
             got=f"{len(test)} cells to ask for; contexts without control cells: {', '.join(without) or 'none'}",
             fix="hold out another context, or keep fewer of its perturbations",
         )
-    return ResponseSplit(cells.take(np.flatnonzero(role == "train")), validation, test, controls)
+    train = cells.take(np.flatnonzero(role == "train"))
+    wanted = np.concatenate([test.perturbation, validation.perturbation])
+    if unseen := [cells.perturbations[code] for code in np.setdiff1d(wanted, train.perturbation)]:
+        raise ScreproError(
+            "Every perturbation that is asked for has training cells, in another context or batch.",
+            got=f"none of {', '.join(unseen[:6])}{f' and {len(unseen) - 6} more' if len(unseen) > 6 else ''}",
+            fix="leave the cells of these out, or hold out another context or batch",
+        )
+    return ResponseSplit(train, validation, test, controls)
 
 
 def _roles(cells: Populations, context: str | None, kept: float, seed: int) -> np.ndarray:

@@ -205,6 +205,16 @@ def test_answers_are_in_the_order_asked(split, name):
         assert np.array_equal(there[order], here)
 
 
+def test_cpa_keeps_what_it_does_not_change(split):
+    """Asked for the control it answers with the control cells; its decoded means vary less than its cells do."""
+    cells, means = (answer("cpa", split, **NETWORKS["cpa"], keep_rest=keep) for keep in (True, False))
+    assert answer("cpa", split, split.controls, **FEW["cpa"]) == pytest.approx(
+        answer("control_cells", split, split.controls), abs=1e-4
+    )
+    real, kept, decoded = (np.median(x.var(0)) for x in (split.test.x.toarray(), cells, means))
+    assert decoded < real and abs(np.log(kept / real)) < abs(np.log(decoded / real)), (real, kept, decoded)
+
+
 def test_pairs_are_of_least_cost():
     z0 = torch.rand(2, 6, 3)
     order = torch.randperm(6)

@@ -35,6 +35,17 @@ def test_roles_decide_where_they_are_given(cells):
     assert set(split.test.context) == {2} and not split.test.is_control.any() and not len(split.validation)
 
 
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_a_perturbation_that_no_training_cell_has_is_not_asked_for(cells, part):
+    role = np.where(cells.perturbation == 3, part, np.where(cells.context == 2, "test", "train"))
+    with pytest.raises(ScreproError, match="has training cells") as refused:
+        hold_out(cells, role)
+    assert cells.perturbations[3] in refused.value.got and cells.perturbations[4] not in refused.value.got
+    alone = cells.take(np.flatnonzero(cells.context == 2))  # one context: what is held out was never seen
+    with pytest.raises(ScreproError, match="has training cells"):
+        hold_out(alone, context="context 2")
+
+
 def test_real_cells_as_an_answer_are_perfect(cells):
     split = hold_out(cells)
     scorer = Scorer(split.test, split.controls)
