@@ -70,8 +70,6 @@ from screpro import data, records
 from screpro.kernels.pca import pca
 from screpro.data.preprocess import log_cp10k
 from screpro.plots import PALETTE, use_style
-from screpro.records import manifest
-from screpro.records.results import results_dir
 from screpro.records.tables import spread
 from screpro.tasks import autoencoder
 from screpro.tasks.autoencoder import AutoEncoderSettings
@@ -289,16 +287,15 @@ if tier == "laptop":  # the two ends of the depth series again, for longer (X-lo
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 rows = run.with_recorded()
 THETA_RATE = "2026-11-22T19:30"  # theta has a learning rate of its own in runs started after (changelog)
-stamps = [manifest.read(own) for own in (results_dir() / "scldm" / "ablations").glob("*/manifest.json")]
-early = rows["run_id"].isin({own["run_id"] for own in stamps if own["started"] < THETA_RATE})
+early = records.recorded_before("scldm/ablations", rows, THETA_RATE)
 text = (
-    f"The recorded rows of {', '.join(sorted(set(rows.loc[early, 'dataset'])))} are of before theta, the inverse "
+    f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
     "dispersion per gene, had a learning rate of its own. It then stayed below its likeliest value, so that errors in "
     "nats are higher than the same means would have with a better theta, and the more so the smaller the rate of a "
     "width or depth. X-dispersion is touched most: a dispersion per cell and gene comes from the network's head and "
     "does not lag like that."
 )
-Markdown(text if early.any() else "")
+Markdown(text if early else "")
 
 # %% [markdown]
 # ### All genes or the expressed ones?

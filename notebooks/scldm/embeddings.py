@@ -76,9 +76,7 @@ from screpro import data, records
 from screpro.baselines import embedding as baselines
 from screpro.models.scldm import CENSUS
 from screpro.plots import PALETTE, score_figure, use_style
-from screpro.records import manifest
 from screpro.records.compare import heaviest
-from screpro.records.results import results_dir
 from screpro.records.tables import spread
 from screpro.tasks import autoencoder
 from screpro.tasks.autoencoder import AutoEncoderSettings
@@ -397,16 +395,15 @@ compare_embeddings(run, cells, protocol, methods or METHODS, trained={("medium",
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 rows = run.with_recorded()
 THETA_RATE = "2026-11-22T19:30"  # theta has a learning rate of its own in runs started after (changelog)
-stamps = [manifest.read(own) for own in (results_dir() / "scldm" / "embeddings").glob("*/manifest.json")]
-early = rows["run_id"].isin({own["run_id"] for own in stamps if own["started"] < THETA_RATE})
+early = records.recorded_before("scldm/embeddings", rows, THETA_RATE)
 text = (
-    f"The recorded rows of {', '.join(sorted(set(rows.loc[early, 'dataset'])))} are of before theta, the inverse "
+    f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
     "dispersion per gene, had a learning rate of its own. It then stayed below its likeliest value, so that the errors "
     "in nats of Table 16 are higher than the same means would have with a better theta, and the more so the smaller "
     "the rate that was chosen for a size. Scores of the embeddings are not computed from theta, but the networks were "
     "trained with it."
 )
-Markdown(text if early.any() else "")
+Markdown(text if early else "")
 
 # %% [markdown]
 # ### Reconstruction by size (Table 16)

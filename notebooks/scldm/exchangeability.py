@@ -84,8 +84,6 @@ from screpro import data, records
 from screpro.kernels.nb import nb_nll
 from screpro.plots import PALETTE, score_figure, use_style
 from screpro.processes.interpolant import expected_noise, interpolate
-from screpro.records import manifest
-from screpro.records.results import results_dir
 from screpro.records.tables import spread
 from screpro.tasks import exchangeability as exch
 from screpro.tasks.autoencoder import AutoEncoderSettings, batch_of, encode, reconstruct, train
@@ -548,15 +546,14 @@ Markdown("\n".join(lines or ["- none is recorded"]))
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 THETA_RATE = "2026-11-22T19:30"  # theta has a learning rate of its own in runs started after (changelog)
-stamps = [manifest.read(own) for own in (results_dir() / "scldm" / "exchangeability").glob("*/manifest.json")]
-early = rows["run_id"].isin({own["run_id"] for own in stamps if own["started"] < THETA_RATE})
+early = records.recorded_before("scldm/exchangeability", rows, THETA_RATE)
 text = (
-    f"The recorded rows of {', '.join(sorted(set(rows.loc[early, 'dataset'])))} are of before theta, the inverse "
+    f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
     "dispersion, had a learning rate of its own. It then stayed below its likeliest value, in both networks, so that "
     "their errors in nats are higher than the same means would have with a better theta. Digits, tokens and what a "
     "latent tells of the counts are not computed from theta."
 )
-Markdown(text if early.any() else "")
+Markdown(text if early else "")
 
 # %% [markdown]
 # ## The decoder normalises what enters

@@ -62,7 +62,6 @@ map_method: str | None = None  # map of the cells in the figures; None takes the
 # three samples from one trained model:
 
 # %% tags=["hide-input"]
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -825,15 +824,11 @@ None if len(both) else Markdown("Not run at this tier, and no run of a heavier t
 # At tier `laptop` a baseline chooses among settings by its unconditional W2 on a fifth of the training cells; some of them
 # train it up to eight times as long, in smaller batches. scLDM has one setting for all data sets. Its 72 passes in batches
 # of 16 and 6 000 steps were set after recorded runs with fewer, and trials of the first seed that looked at the same test
-# cells. The first row of each method is its starting point.
+# cells. The first row of each method is its starting point, the chosen setting is in bold.
 
 # %% tags=["hide-input"]
-tried = rows[rows["item"] == "tuning"].copy()
-tried["method"] = tried["method"].map(titles)
-tried["metric_variant"] = [", ".join(f"{k} {v}" for k, v in json.loads(own).items()) or "default" for own in tried["metric_variant"]]
-tried.pivot_table(index=["method", "metric_variant"], columns="dataset", values="value", sort=False).rename_axis(
-    index=["method", "setting"]
-).style.format("{:.3f}", na_rep="") if len(tried) else Markdown("No method was tuned in this run, and no tuned run is recorded.")
+tried = records.tuning_table(rows, titles=titles)
+Markdown("No method was tuned in this run, and no tuned run is recorded.") if tried is None else tried
 
 # %% [markdown]
 # ### What each method took

@@ -77,8 +77,6 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from screpro import data, records
 from screpro.plots import PALETTE, use_style
-from screpro.records import manifest
-from screpro.records.results import results_dir
 from screpro.records.tables import spread
 from screpro.tasks.attention import ALL_CELLS, DECODER, ENCODER, OTHERS, decoder_weights, measure
 from screpro.tasks.attention_experiment import LIKE, METHODS, Protocol, compare, enriched, prepare
@@ -292,15 +290,14 @@ losses.rename(columns=said)
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 THETA_RATE = "2026-11-22T19:30"  # theta has a learning rate of its own in runs started after (changelog)
-stamps = [manifest.read(own) for own in (results_dir() / "scldm" / "interpretability").glob("*/manifest.json")]
-early = rows["run_id"].isin({own["run_id"] for own in stamps if own["started"] < THETA_RATE})
+early = records.recorded_before("scldm/interpretability", rows, THETA_RATE)
 text = (
-    f"The recorded rows of {', '.join(sorted(set(rows.loc[early, 'dataset'])))} are of before theta, the inverse "
+    f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
     "dispersion per gene, had a learning rate of its own. It then stayed below its likeliest value, so that the error "
     "of the trained network is higher than the same means would have with a better theta. Attention is not computed "
     "from theta, but was trained with it."
 )
-Markdown(text if early.any() else "")
+Markdown(text if early else "")
 
 # %% [markdown]
 # The share of types that have an enriched token. The row in bold is claim L16; *pairs* is the share of all pairs of

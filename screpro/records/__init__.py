@@ -7,7 +7,7 @@ what the papers claim.
 
 from screpro.records.claims import Claim, load_claims, verdict, verdicts
 from screpro.records.paper import figures, heldout, inventory, paper_values
-from screpro.records.recorded import runs_table, tuning_table
+from screpro.records.recorded import recorded_before, runs_table, tuning_table
 from screpro.records.results import Run, load_results, read_results, start, write_results
 from screpro.records.rules import Verdict
 from screpro.records.tables import Table, facts_table, paper_table, side_by_side, tried_table
@@ -28,6 +28,7 @@ __all__ = [
     "paper_table",
     "paper_values",
     "read_results",
+    "recorded_before",
     "runs_table",
     "side_by_side",
     "start",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from IPython.display import Markdown
     from pandas.io.formats.style import Styler
 
-__all__ = ["runs_table", "tuning_table"]
+__all__ = ["recorded_before", "runs_table", "tuning_table"]
 
 FEW = 4  # methods of a run that are named one by one
 
@@ -56,6 +56,13 @@ def runs_table(notebook: str, rows: "pd.DataFrame", *, titles: Mapping[str, str]
         return Markdown("No recorded run stands behind these rows.")
     head = "| data | tier | set otherwise than the page's defaults | methods and references | recorded |"
     return Markdown("\n".join([head, "|---|---|---|---|---|", *lines]))
+
+
+def recorded_before(notebook: str, rows: "pd.DataFrame", when: str) -> list[str]:
+    """Data sets of `rows` with rows of a recorded run that started before `when`, an ISO time in UTC."""
+    manifests = [manifest.read(file) for file in (results.results_dir() / notebook).glob("*/manifest.json")]
+    early = {content["run_id"] for content in manifests if content["started"] < when}
+    return sorted(set(rows.loc[rows["run_id"].isin(early), "dataset"]))
 
 
 def changed(content: Mapping[str, Any]) -> dict[str, Any]:

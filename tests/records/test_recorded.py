@@ -51,6 +51,13 @@ def test_a_run_without_a_row_left_is_not_named(folder):
     assert "No recorded run" in records.runs_table(PAGE, to_frame([row("m", run_id="interactive")])).data
 
 
+def test_data_sets_of_earlier_runs_are_named(folder):
+    rows = to_frame([row("m"), row("m", run_id=f"{PAGE}/laptop-2", dataset="e"), row("m", run_id="live", dataset="f")])
+    started = manifest.read(folder / PAGE / "1" / "manifest.json")["started"]
+    assert records.recorded_before(PAGE, rows, "9999") == ["d", "e"]
+    assert records.recorded_before(PAGE, rows, started) == []
+
+
 def test_every_recorded_run_can_be_read_with_the_page_as_it_is_now():
     for file in results.results_dir().glob("*/*/*/manifest.json"):
         content = manifest.read(file)
