@@ -573,6 +573,10 @@ Markdown("Nothing was tuned in this run, and no tuned run is recorded.") if tune
 # replaced: a step of the package draws cells of one condition, and as many cells as CellFlow-like sees, in steps of
 # 256, were too few steps. The recorded run has steps of 32. At tier `ci` networks are trained for seconds: its columns show
 # that the page works, not what the methods can do.
+#
+# **One name, several sizes.** The pages on ablation, scaling and pre-training draw a `simulated_atlas` of their own size,
+# and keep fewer cells of a group of `papalexi_thp1` than the recorded run here. Numbers are compared within a page, not
+# between pages.
 
 # %% tags=["hide-input"]
 same = {"perturbdiff_pbmc": "PBMC", "perturbdiff_tahoe100m": "Tahoe100M", "perturbdiff_replogle": "Replogle"}
@@ -930,7 +934,7 @@ records.verdicts("perturbdiff", [*(f"P{number}" for number in range(1, 9)), "P19
 # | guidance | weight not said | 1 | 1; 0 in the repaired version |
 # | baselines | official implementations | not in the repository | compact versions; the packages of STATE and CellFlow where they are installed |
 # | how long baselines train | not said | not in the repository | at `laptop` and `paper` STATE-like takes as many steps as the model; the other networks have at `laptop` [a length of their own](perturbdiff-main-runs) that does not grow with it, at `paper` the default of their functions |
-# | what CPA answers with | not said | not in the repository | decoded means have no noise of a cell and vary less than real cells, which tests of called genes hear. With `keep_rest` the control cell keeps what its own decoded mean leaves out; recorded runs whose [settings](perturbdiff-main-tuning) do not name it answered with means alone |
+# | what CPA answers with | not said | not in the repository | decoded means have no noise of a cell and vary less than real cells, which tests of called genes hear. By default the control cell keeps what its own decoded mean leaves out, and asked for no perturbation CPA answers with the control cells; `keep_rest` false is the decoded mean, tried beside it |
 # | "Mean, per batch" | mean of the batch's training cells | not in the repository | of its perturbed training cells, and the overall mean where it has none: so it is "Mean, overall" on sets without a column of batches (`papalexi_thp1`), and where held-out batches are known by control cells alone (`kang_1k`) |
 # | settings chosen | best of checkpoints on validation | the same | by energy distance on validation perturbations, for every method with a choice |
 # | scores | Cell-Eval and R² | the same | the same definitions, tested against it |
