@@ -564,6 +564,20 @@ table = pd.DataFrame(
 table.T
 
 # %% [markdown]
+# The vocabulary of every run, this one's and recorded ones, and how much of it each group of sources measures:
+
+# %% tags=["hide-input"]
+shared = run.with_recorded().query("item == 'Table 3'")
+shared = shared.pivot_table(index=["tier", "n_genes", "dataset"], columns="metric", values="value", sort=False)
+shared = shared.reset_index().rename(
+    columns={
+        "n_genes": "genes in the vocabulary", "dataset": "source", "shared_genes": "measured", "shared_ratio": "share of it"
+    }
+)  # fmt: skip
+whole = {"genes in the vocabulary": "{:.0f}", "measured": "{:.0f}", "share of it": "{:.1%}"}
+shared.rename_axis(columns=None).style.format(whole).hide(axis="index")
+
+# %% [markdown]
 # A set with few genes looks sparse on the vocabulary for two reasons that a network cannot tell apart: zeros, and genes
 # that were never measured. The last column counts the former alone. Merging has the same trap: a gene that one of the
 # merged sources lacks is zero in all of its cells, and looks variable for that reason; the third column says how many
