@@ -737,8 +737,9 @@ figure = score_figure(
 #
 # How far the generated cells of a perturbation are from real ones in three ways that no mean can show: spread of genes
 # (absolute log₂ ratio of variances), share of zeros, and correlations between genes. 0 is right; control cells as they
-# are show what real cells of another condition have. A gene that never varies has no ratio; a method with such genes
-# has no number there.
+# are show what real cells of another condition have, one half of the real cells against the other what chance alone does
+# with half as many cells (not in runs recorded before 2026-11-23). A gene that never varies has no ratio; a method with
+# such genes has no number there.
 
 # %% tags=["hide-input"]
 realism = dict(zip(REALISM, ("variance, |log₂ ratio|", "share of zeros", "gene-gene correlation"), strict=True))

@@ -9,7 +9,7 @@ What the scores of called genes are made of is reported beside them: the null te
 the share of truly unchanged genes that are called, and how alike the cells themselves are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -221,14 +221,8 @@ class Scorer:
 
     def realism(self, made: sp.csr_matrix) -> dict[str, float]:
         """How the cells of a perturbation differ from real ones: spread, zeros and correlation of genes; 0 is ideal."""
-        out = {name: [] for name in REALISM}
-        for code in self.codes:
-            rows = np.flatnonzero(self.asked.perturbation == code)
-            a, b = self.asked.x[rows].toarray(), made[rows].toarray()
-            out["gene_variance_log2_ratio"].append(gene_variance_log2_ratio(a, b))
-            out["gene_zero_fraction_gap"].append(gene_zero_fraction_gap(a, b))
-            out["gene_correlation_gap"].append(np.abs(gene_correlation(a) - gene_correlation(b)).mean())
-        return {name: _mean(np.array(values)) for name, values in out.items()}
+        each = [np.flatnonzero(self.asked.perturbation == code) for code in self.codes]
+        return _realism((self.asked.x[rows], made[rows]) for rows in each)
 
     @cached_property
     def ceiling(self) -> Scores:
@@ -238,6 +232,10 @@ class Scorer:
         half = len(order) // 2
         first, second = (self.controls.x[rows] for rows in (order[:half], order[half:]))
         scores.values["null_calls"] = float(null_calls(null_side(first, second))[0])
+        rng = np.random.default_rng(0)
+        each = [rng.permutation(np.flatnonzero(self.asked.perturbation == code)) for code in self.codes]
+        halves = [np.array_split(rows, 2) for rows in each if len(rows) > 3]
+        scores.values.update(_realism((self.asked.x[one], self.asked.x[other]) for one, other in halves))
         return scores
 
     def unconditional(self, *, rng: np.random.Generator) -> sp.csr_matrix:
@@ -253,6 +251,17 @@ class Scorer:
                 fix="make one cell for the labels of each",
             )
         return _clean(generated)
+
+
+def _realism(pairs: Iterable[tuple[sp.csr_matrix, sp.csr_matrix]]) -> dict[str, float]:
+    """`Scorer.realism` of real cells and others, a pair of matrices for every perturbation."""
+    out = {name: [] for name in REALISM}
+    for real, made in pairs:
+        a, b = real.toarray(), made.toarray()
+        out["gene_variance_log2_ratio"].append(gene_variance_log2_ratio(a, b))
+        out["gene_zero_fraction_gap"].append(gene_zero_fraction_gap(a, b))
+        out["gene_correlation_gap"].append(np.abs(gene_correlation(a) - gene_correlation(b)).mean())
+    return {name: _mean(np.array(values)) for name, values in out.items()}
 
 
 def _clean(generated: np.ndarray | sp.spmatrix) -> sp.csr_matrix:

@@ -73,6 +73,9 @@ def test_control_cells_and_the_ceiling_bound_what_can_be_had(cells):
     nothing = scorer.score(scorer.unconditional(rng=np.random.default_rng(0))).values
     assert abs(nothing["pd_corr"]) < 0.5 < scorer.ceiling.values["pd_corr"]
     assert nothing["called_unchanged"] < 0.1 and scorer.ceiling.values["null_calls"] < 0.1
+    best = scorer.ceiling.values  # halves are smaller, so that their gaps are not zero
+    assert 0 < best["gene_correlation_gap"] < 0.3 and 0 < best["gene_zero_fraction_gap"] < 0.2
+    assert abs(best["gene_variance_log2_ratio"]) < 0.5
 
 
 def test_a_shift_of_constant_cells_is_seen_by_size_where_ranks_are_degenerate(cells):
