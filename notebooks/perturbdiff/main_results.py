@@ -359,7 +359,6 @@ lengths = {  # by tier, of what is trained, in the place of a method's own
     "laptop": {
         AGAINST: {"steps": training.steps},
         "cellflow_like": {"steps": 1000},
-        "squidiff_like": {"steps": 1000},
         "arc_state": {"steps": training.steps},
         "cellflow_tools": {"steps": 8000},  # of one condition each, where CellFlow-like has eight in a step
     },
@@ -543,8 +542,8 @@ Markdown(
     f"Tier `laptop` has seeds {own_seeds}, at most {own_genes} genes, {limits['laptop']} cells of a perturbation, "
     f"context and batch, {own.steps} training steps of {own.sets} sets of {own.set_size} cells, and {own_sampler} "
     "steps of the sampler. `steps` is the length of both versions of PerturbDiff and of "
-    f"{' and '.join(titles[m] for m in as_long)}. The other networks do not hear it: {', '.join(apart)}, whatever "
-    "`steps` says, so that a run with more of them trains the model longer and these not."
+    f"{' and '.join(titles[m] for m in as_long)}. The other networks do not hear it, so that a run with more of them "
+    f"trains the model longer and these not: {', '.join(apart)}, the others the number in their signature."
 )
 
 # %% [markdown]
@@ -934,7 +933,7 @@ records.verdicts("perturbdiff", [*(f"P{number}" for number in range(1, 9)), "P19
 # | sampler | 100 steps spread over the schedule | the last 100 of 1 000 steps | spread, 20 steps at `laptop`, 100 at `paper` |
 # | guidance | weight not said | 1 | 1; 0 in the repaired version |
 # | baselines | official implementations | not in the repository | compact versions; the packages of STATE and CellFlow where they are installed |
-# | how long baselines train | not said | not in the repository | at `laptop` and `paper` STATE-like takes as many steps as the model; the other networks have at `laptop` [a length of their own](perturbdiff-main-runs) that does not grow with it, at `paper` the default of their functions |
+# | how long baselines train | not said | not in the repository | at `laptop` and `paper` STATE-like takes as many steps as the model; the other networks have [a length of their own](perturbdiff-main-runs) that does not grow with it |
 # | what CPA answers with | not said | not in the repository | decoded means have no noise of a cell and vary less than real cells, which tests of called genes hear. By default the control cell keeps what its own decoded mean leaves out, and asked for no perturbation CPA answers with the control cells; `keep_rest` false is the decoded mean, tried beside it |
 # | "Mean, per batch" | mean of the batch's training cells | not in the repository | of its perturbed training cells, and the overall mean where it has none: so it is "Mean, overall" on sets without a column of batches (`papalexi_thp1`), and where held-out batches are known by control cells alone (`kang_1k`) |
 # | settings chosen | best of checkpoints on validation | the same | by energy distance on validation perturbations, for every method with a choice |
