@@ -824,8 +824,8 @@ Markdown("\n".join(lines))
 # and a cell's own noise does not fit through. Adding the best linear guess from the noised cell to the network's answer
 # opens that way, and on the atlas gave chains that call more unchanged genes, not fewer.
 #
-# Control cells moved by an effect, measured or from the linear model, pass the null test by construction: they are real
-# cells. A generator that starts from noise has to learn what every gene's zeros look like before it can.
+# Control cells moved by an effect, measured, from the linear model or by CPA, pass the null test by construction: they are
+# real cells. A generator that starts from noise has to learn what every gene's zeros look like before it can.
 
 # %% [markdown]
 # ### Win rates
