@@ -831,6 +831,12 @@ tried = records.tuning_table(rows, titles=titles)
 Markdown("No method was tuned in this run, and no tuned run is recorded.") if tried is None else tried
 
 # %% [markdown]
+# The recorded runs that the tables of this page draw on, with what was set otherwise than the page's defaults:
+
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
+records.runs_table("scldm/generation", rows, titles=titles)
+
+# %% [markdown]
 # ### What each method took
 #
 # Training and drawing, without the choice of a setting.

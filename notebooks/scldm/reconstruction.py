@@ -373,6 +373,12 @@ for (of_set, at, of_split), lines in errors.items():
 None if errors else Markdown("Not run at this tier, and no run of a heavier tier is recorded.")
 
 # %% [markdown]
+# The recorded runs that the tables of this page draw on, with what was set otherwise than the page's defaults:
+
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
+records.runs_table("scldm/reconstruction", rows, titles=TITLES)
+
+# %% [markdown]
 # What the training of a network took, seconds, mean over seeds:
 
 # %% tags=["hide-input"]
