@@ -72,7 +72,7 @@ from screpro.data.preprocess import log_cp10k
 from screpro.plots import PALETTE, use_style
 from screpro.records.tables import spread
 from screpro.tasks import autoencoder
-from screpro.tasks.autoencoder import AutoEncoderSettings
+from screpro.tasks.autoencoder import THETA_RATE_SINCE, AutoEncoderSettings
 from screpro.tasks.autoencoder_ablations import METHODS, Ablation, compare, draw_panel
 from screpro.tasks.autoencoder_prior import generated_cells
 from screpro.tasks.autoencoder_scores import padded_latents, reconstruction_scores
@@ -286,8 +286,7 @@ if tier == "laptop":  # the two ends of the depth series again, for longer (X-lo
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 rows = run.with_recorded()
-THETA_RATE = "2026-11-22T19:30"  # theta has a learning rate of its own in runs started after (changelog)
-early = records.recorded_before("scldm/ablations", rows, THETA_RATE)
+early = records.recorded_before("scldm/ablations", rows, THETA_RATE_SINCE)
 text = (
     f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
     "dispersion per gene, had a learning rate of its own. It then stayed below its likeliest value, so that errors in "

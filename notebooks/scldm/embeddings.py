@@ -79,7 +79,7 @@ from screpro.plots import PALETTE, score_figure, use_style
 from screpro.records.compare import heaviest
 from screpro.records.tables import spread
 from screpro.tasks import autoencoder
-from screpro.tasks.autoencoder import AutoEncoderSettings
+from screpro.tasks.autoencoder import THETA_RATE_SINCE, AutoEncoderSettings
 from screpro.tasks.embedding import METRICS, combine, prepare, principal_components, score_groups
 from screpro.tasks.embedding_experiment import (
     METHODS,
@@ -394,8 +394,7 @@ compare_embeddings(run, cells, protocol, methods or METHODS, trained={("medium",
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 rows = run.with_recorded()
-THETA_RATE = "2026-11-22T19:30"  # theta has a learning rate of its own in runs started after (changelog)
-early = records.recorded_before("scldm/embeddings", rows, THETA_RATE)
+early = records.recorded_before("scldm/embeddings", rows, THETA_RATE_SINCE)
 text = (
     f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
     "dispersion per gene, had a learning rate of its own. It then stayed below its likeliest value, so that the errors "

@@ -86,7 +86,7 @@ from screpro.plots import PALETTE, score_figure, use_style
 from screpro.processes.interpolant import expected_noise, interpolate
 from screpro.records.tables import spread
 from screpro.tasks import exchangeability as exch
-from screpro.tasks.autoencoder import AutoEncoderSettings, batch_of, encode, reconstruct, train
+from screpro.tasks.autoencoder import THETA_RATE_SINCE, AutoEncoderSettings, batch_of, encode, reconstruct, train
 from screpro.tasks.exchangeability_experiment import FEW, MIXINGS, SET, Protocol, changes, compare, split_counts
 from screpro.tasks.flow import FlowSettings, train_flow
 from screpro.tasks.presets_scldm import flow_settings, sweep_settings
@@ -545,8 +545,7 @@ Markdown("\n".join(lines or ["- none is recorded"]))
 # network trained to its end, and they do not say why.
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-THETA_RATE = "2026-11-22T19:30"  # theta has a learning rate of its own in runs started after (changelog)
-early = records.recorded_before("scldm/exchangeability", rows, THETA_RATE)
+early = records.recorded_before("scldm/exchangeability", rows, THETA_RATE_SINCE)
 text = (
     f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
     "dispersion, had a learning rate of its own. It then stayed below its likeliest value, in both networks, so that "

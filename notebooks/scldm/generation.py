@@ -772,8 +772,7 @@ None if len(passes) else Markdown("Not run at this tier, and no run of a heavier
 
 # %% [markdown]
 # The error on training cells falls much further than that on test cells: at the longer training the network has begun to
-# learn its cells by heart, theta with them, and a theta that is too large draws too little. Whether the decoded cells are
-# nearer all the same differs from data set to data set.
+# learn its cells by heart. Whether the decoded cells are nearer all the same differs from data set to data set.
 
 # %% [markdown]
 # ## Sizes that belong to the cell, and a label drawn first
@@ -816,7 +815,8 @@ None if len(both) else Markdown("Not run at this tier, and no run of a heavier t
 # On `pbmc_facs_zheng`, whose types differ in size, both matter. Real latents at sizes read off them have little more than
 # half the Fréchet distance that they have at sizes drawn beside them; and the branch without a label is further from the
 # cells than the branch with one, by more than sizes explain: a label drawn first about halves scLDM's distance, sizes of
-# the latent take a little more off. On `mca_gut` a label drawn first helps as well, sizes make no difference.
+# the latent take a little more off. On `mca_gut` a label drawn first helps as well, sizes make
+# small differences of both signs.
 
 # %% [markdown]
 # ## What tuning chose
@@ -925,11 +925,11 @@ Markdown("\n".join(lines + ["- **not run**: " + ", ".join(absent)] * bool(absent
 # decoder gives out means, can do that; its recall in the table of neighbours tells.
 #
 # **Where aims are missed, and what can be tried.** What comes after the first stage can hardly be better than what its
-# decoder makes of real latents (its row in the tables). Where that is not level with real cells, a larger first stage trained
-# for longer is the first thing to try; X-22 says what passes did, and X-24 what sizes read off the latents do. The flow
-# adds the rest, most of it in the branch without labels, which sees a fifth of the training. What four fifths do to both
-# branches is in the table of ablation A10, for one seed: the branch without labels gains, the other loses. A label drawn
-# first (X-25) has the gain without the loss.
+# decoder makes of real latents (its row in the tables); X-22 says what more passes did to that, not the same on every
+# data set, and X-24 what sizes read off the latents do. The flow adds the rest: with a label little where all types are
+# taken together, without one more, from a branch that sees a fifth of the training. What four fifths do to both branches
+# is in the table of ablation A10, for one seed: the branch without labels gains, on one set a little, and the other loses
+# more. A label drawn first (X-25) has the gain without the loss.
 
 # %% [markdown]
 # ## Verdict

@@ -80,7 +80,7 @@ from screpro.plots import PALETTE, use_style
 from screpro.records.tables import spread
 from screpro.tasks.attention import ALL_CELLS, DECODER, ENCODER, OTHERS, decoder_weights, measure
 from screpro.tasks.attention_experiment import LIKE, METHODS, Protocol, compare, enriched, prepare
-from screpro.tasks.autoencoder import AutoEncoderSettings, encode, train
+from screpro.tasks.autoencoder import THETA_RATE_SINCE, AutoEncoderSettings, encode, train
 from screpro.tasks.enrichment import decoupler_scores, permutations_for, slope_scores
 from screpro.tasks.presets_scldm import sweep_settings
 
@@ -289,8 +289,7 @@ losses = rows[rows["metric"] == "re_nb_nll"].pivot_table(
 losses.rename(columns=said)
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-THETA_RATE = "2026-11-22T19:30"  # theta has a learning rate of its own in runs started after (changelog)
-early = records.recorded_before("scldm/interpretability", rows, THETA_RATE)
+early = records.recorded_before("scldm/interpretability", rows, THETA_RATE_SINCE)
 text = (
     f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
     "dispersion per gene, had a learning rate of its own. It then stayed below its likeliest value, so that the error "

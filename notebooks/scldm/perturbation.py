@@ -83,7 +83,7 @@ from screpro.errors import ScreproError
 from screpro.plots import PALETTE, score_figure, use_style
 from screpro.records.tables import spread
 from screpro.tasks import perturbed_cells_experiment as experiment
-from screpro.tasks.autoencoder import AutoEncoderSettings
+from screpro.tasks.autoencoder import THETA_RATE_SINCE, AutoEncoderSettings
 from screpro.tasks.flow import FlowSettings, decode_counts, sample_latents
 from screpro.tasks.perturbed_cells import default_pairs, hold_out_pairs, normalised, pair_cells, put_in_effects
 from screpro.tasks.perturbed_cells_scores import DISTANCES, EFFECTS, PairScorer
@@ -440,8 +440,7 @@ main = rows[rows["metric_variant"] == "guidance 1"]
 guided = rows[(rows["metric_variant"] == "guidance") & (rows["method"] != "guidance_1")]
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-THETA_RATE = "2026-11-22T19:30"  # theta has a learning rate of its own in runs started after (changelog)
-early = records.recorded_before("scldm/perturbation", rows, THETA_RATE)
+early = records.recorded_before("scldm/perturbation", rows, THETA_RATE_SINCE)
 text = (
     f"The recorded rows of {', '.join(early)} are of before theta, the inverse dispersion per gene, had a learning rate "
     "of its own, in scLDM and in scVI, and before library sizes of unseen pairs were spread as cells are within pairs."
