@@ -771,8 +771,8 @@ for (of_set, at), own in passes.groupby(["dataset", "tier"], sort=False):
 None if len(passes) else Markdown("Not run at this tier, and no run of a heavier tier is recorded.")
 
 # %% [markdown]
-# The error on training cells falls much further than that on test cells: at the longer training the network has begun to
-# learn its cells by heart. Whether the decoded cells are nearer all the same differs from data set to data set.
+# The error on training cells falls further than that on test cells, on two of the three sets by far: at the longer
+# training the network has begun to learn its cells by heart. Whether the decoded cells are nearer all the same differs from data set to data set.
 
 # %% [markdown]
 # ## Sizes that belong to the cell, and a label drawn first
@@ -815,8 +815,8 @@ None if len(both) else Markdown("Not run at this tier, and no run of a heavier t
 # On `pbmc_facs_zheng`, whose types differ in size, both matter. Real latents at sizes read off them have little more than
 # half the Fréchet distance that they have at sizes drawn beside them; and the branch without a label is further from the
 # cells than the branch with one, by more than sizes explain: a label drawn first about halves scLDM's distance, sizes of
-# the latent take a little more off. On `mca_gut` a label drawn first helps as well, sizes make
-# small differences of both signs.
+# the latent take a little more off. On `kang_1k` each of the two helps as well, both together no more
+# than the label alone. On `mca_gut` the label helps, sizes make small differences of both signs.
 
 # %% [markdown]
 # ## What tuning chose
