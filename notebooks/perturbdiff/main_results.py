@@ -96,7 +96,7 @@ from screpro.tasks import responses_experiment as experiment
 from screpro.tasks import responses_printed as printed
 from screpro.tasks.responses import REALISM, Scorer, hold_out, win_rates
 from screpro.tasks.responses_experiment import AGAINST, CEILING, CONSTANT, FAITHFUL, REAL, REPAIRED
-from screpro.tasks.responses_reading import judged, moved, reach, reach_sentence, said
+from screpro.tasks.responses_reading import judged, moved, reach, reach_text, said
 from screpro.tasks.set_ablations import SAMPLINGS, TRAININGS
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings
 
@@ -900,21 +900,8 @@ records.timings_table("perturbdiff")
 # that is behind untreated cells has not learned what a cell looks like. Of every data set its heaviest tier:
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-lines, behind = [], {}
-for method in (FAITHFUL, REPAIRED):
-    levels = reach(heaviest(main), method)
-    lines += [f"- {reach_sentence(own, titles[method])}" for own in levels]
-    behind[titles[method]] = [f"`{own.dataset}`" for own in levels if own.behind]
-told = "; ".join(f"{title} is behind on {', '.join(sets)}" for title, sets in behind.items() if sets)
-lines += [
-    "",
-    f"So {told}. A claim that ranks a version there ranks a network that untreated cells would beat as an answer: its "
-    "verdict is to be read with that, and says nothing of a network trained as long as the paper's. P1 to P8 have no "
-    "such floor in their rules."
-    if told
-    else "No version is behind untreated cells on a data set shown here.",
-]
-Markdown("\n".join(lines))
+levels = {titles[method]: reach(heaviest(main), method) for method in (FAITHFUL, REPAIRED)}
+Markdown(reach_text(levels, claims="P1 to P8"))
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 records.verdicts("perturbdiff", [*(f"P{number}" for number in range(1, 9)), "P19"], rows)

@@ -96,7 +96,7 @@ from screpro.records.tables import spread
 from screpro.tasks import set_scaling
 from screpro.tasks import set_scaling_experiment as experiment
 from screpro.tasks.responses import DIRECTIONS, ResponseSplit, hold_out
-from screpro.tasks.responses_reading import reach, reach_sentence
+from screpro.tasks.responses_reading import reach, reach_text
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings
 from screpro.tasks.set_pretraining_data import columns, real_split
 
@@ -362,21 +362,9 @@ wide(shown[shown["metric_variant"] == "fall"], sizes)
 # choose for R²:
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-lines, behind = [], {}
-for size in sizes:
-    levels = reach(shown, size, variant="chosen on validation", untreated={"metric_variant": "reference"})
-    lines += [f"- {reach_sentence(own, f'the {size} network')}" for own in levels]
-    behind[size] = [f"`{own.dataset}`" for own in levels if own.behind]
-told = "; ".join(f"the {size} network is behind on {', '.join(on)}" for size, on in behind.items() if on)
-lines += [
-    "",
-    f"So {told}. A claim that ranks sizes there ranks networks that untreated cells would beat as an answer: its "
-    "verdict is to be read with that, and says nothing of networks trained as long as the paper's. P14 has no such "
-    "floor in its rule."
-    if told
-    else "No size is behind untreated cells on a data set where both are shown.",
-]
-Markdown("\n".join(lines))
+where = {"variant": "chosen on validation", "untreated": {"metric_variant": "reference"}}
+levels = {f"the {size} network": reach(shown, size, **where) for size in sizes}
+Markdown(reach_text(levels, claims="P14"))
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 records.verdicts("perturbdiff", ["P14"], rows)

@@ -14,7 +14,7 @@ from screpro.records.compare import Comparison, compare
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Reach", "judged", "moved", "reach", "reach_sentence", "said"]
+__all__ = ["Reach", "judged", "moved", "reach", "reach_sentence", "reach_text", "said"]
 
 R2, UNTREATED = "r2_of_means", "control_cells"
 
@@ -133,3 +133,18 @@ def reach_sentence(found: Reach, of: str = "the main model") -> str:
         return text + ". The network knows at least what untreated cells show."
     times = (1 - found.r2) / max(1 - found.untreated, 1e-9)
     return f"{text}. It leaves {times:.1f} times as much unexplained as the answer that nothing happens."
+
+
+def reach_text(found: Mapping[str, Sequence[Reach]], *, claims: str) -> str:
+    """A line for every named network and data set, and what it means for `claims`, whose rules have no such floor."""
+    lines = [f"- {reach_sentence(own, name)}" for name, levels in found.items() for own in levels]
+    behind = {name: [f"`{own.dataset}`" for own in levels if own.behind] for name, levels in found.items()}
+    told = "; ".join(f"{name} is behind on {', '.join(sets)}" for name, sets in behind.items() if sets)
+    conclusion = (
+        f"So {told}. A claim that ranks networks there ranks some that untreated cells would beat as an answer: its "
+        "verdict is to be read with that, and says nothing of networks trained as long as the paper's. The rules of "
+        f"{claims} have no such floor."
+        if told
+        else "None is behind untreated cells on a data set where both are shown."
+    )
+    return "\n".join([*lines, "", conclusion])

@@ -3,7 +3,7 @@
 import pytest
 
 from screpro.records.results import to_frame
-from screpro.tasks.responses_reading import judged, moved, reach, reach_sentence, said
+from screpro.tasks.responses_reading import judged, moved, reach, reach_sentence, reach_text, said
 
 
 def row(method, value, seed=0, metric="pd_corr", direction="higher", variant="", dataset="set", tier="laptop"):
@@ -66,3 +66,11 @@ def test_a_network_behind_untreated_cells_is_said_to_be(own_reference):
     assert [own.dataset for own in reach(to_frame(rows), "perturbdiff")] == (["set"] if own_reference else []) + [
         "other"
     ]
+
+
+def test_the_conclusion_names_who_is_behind_and_where():
+    rows = [row("near", 0.9, metric="r2_of_means"), row("far", 0.5, metric="r2_of_means")]
+    rows = to_frame([*rows, row("control_cells", 0.8, None, metric="r2_of_means")])
+    text = reach_text({name: reach(rows, name) for name in ("near", "far")}, claims="P14")
+    assert "So far is behind on `set`." in text and "near is behind" not in text and "P14" in text
+    assert text.count("\n- ") == 1 and "None is behind" in reach_text({"near": reach(rows, "near")}, claims="P14")
