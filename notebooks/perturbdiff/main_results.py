@@ -94,7 +94,7 @@ from screpro.records.compare import heaviest
 from screpro.records.tables import spread
 from screpro.tasks import responses_experiment as experiment
 from screpro.tasks import responses_printed as printed
-from screpro.tasks.responses import REALISM, Scorer, hold_out, win_rates
+from screpro.tasks.responses import REALISM, Scorer, Scores, hold_out, win_rates
 from screpro.tasks.responses_experiment import AGAINST, CEILING, CONSTANT, FAITHFUL, REAL, REPAIRED
 from screpro.tasks.responses_reading import judged, moved, reach, reach_text, said
 from screpro.tasks.set_ablations import SAMPLINGS, TRAININGS
@@ -175,8 +175,8 @@ Markdown("\n".join(lines))
 # **Figure 15** is Figure 4 for all scores but AUROC that a perturbation has by itself, on PBMC.
 #
 # (fig-perturbdiff-16)=
-# **Figure 16** is Figure 15 on Tahoe. Neither set could be had here: the figure below is of the data set of this run, a
-# stand-in for both; with `dataset` perturbdiff_tahoe100m it is Figure 16.
+# **Figure 16** is Figure 15 on Tahoe. Neither set could be had here: the figures below are of stand-ins for both; with
+# `dataset` perturbdiff_tahoe100m one of them is Figure 16.
 
 # %% [markdown]
 # ## Method
@@ -417,69 +417,12 @@ scores = {m: scorer.score(made[m, first_seed].test, null=made[m, first_seed].nul
 pd.Series({titles[m]: str(options[0]) for m, options in protocol.grids.items() if options[0]}, name="chosen").to_frame().style
 
 # %% [markdown]
-# ### Figures 4, 15 and 16: perturbation by perturbation
-#
-# Each dot is a held-out perturbation, each panel one of the scores that a perturbation has by itself (R² and ES are
-# numbers of a whole data set). Above the dashed line the model's value is larger than that of the STATE-like network;
-# of MSE and MAE smaller values are better. Where perturbations are several, each title counts wins as the paper does,
-# with ties, and without them in brackets, the repaired version second; perturbations without a truly called gene have no area under a curve.
+# What they score, means over the held-out perturbations, and the share of genes called where nothing was changed:
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Twelve panels, one score of a perturbation each: those of called genes, of the correlation and errors of effects, and of discrimination. A marker per held-out perturbation, the score of the STATE-like network on the x axis, that of PerturbDiff as blue circles and of its repaired version as orange triangles on the y axis, on the same scale; above the dashed diagonal the model is ahead, for MSE and MAE below it. Titles give the share of perturbations where each version is at least as good, and strictly better."}}
-if AGAINST in scores:
-    each = {title: f.__name__ for title, f in TABLE_4.items() if f.__name__ in scores[AGAINST].each}
-    lines_of = -(-len(each) // 3)
-    figure, panels = plt.subplots(lines_of, 3, figsize=(7, 2.55 * lines_of), layout="constrained")
-    for axes, (short, metric) in zip(panels.flat, each.items(), strict=False):
-        axes.axline((0, 0), slope=1, color="0.6", ls="--", lw=1)
-        counts = []
-        for method, marker, colour in zip((FAITHFUL, REPAIRED), "o^", PALETTE, strict=False):
-            if method in scores:
-                points = scores[AGAINST].each[metric], scores[method].each[metric]
-                axes.plot(*points, marker, color=colour, ms=4, alpha=0.65, mew=0, label=titles[method])
-                if metric in (rates := win_rates(scores[method], scores[AGAINST])):
-                    counts.append(f"{rates[metric][0]:.0%} ({rates[metric][1]:.0%})")
-        axes.set_title("\n".join([short, "; ".join(counts)]), fontsize=8)
-        ends = min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])
-        axes.set(xlim=ends, ylim=ends, aspect="equal")
-        axes.locator_params(nbins=4)
-        axes.tick_params(labelsize=7)
-        axes.grid(color="0.93")
-        axes.set_axisbelow(True)
-    for axes in panels.flat[len(each) :]:
-        axes.remove()
-    for axes in panels.flat[len(each) - 3 : len(each)]:
-        axes.set_xlabel("STATE-like")
-    for axes in panels[:, 0]:
-        axes.set_ylabel("PerturbDiff")
-    legend = figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-
-# %% [markdown]
-# ### Figure 5: are truly changed genes the significant ones?
-#
-# For all held-out perturbations together: which share of the genes has an adjusted p-value at least as small as this?
-# Left the genes that are changed in the real cells, right those that are not. Where a curve crosses the dotted line
-# (p = .05) it shows the share of genes that are called: left it should be high, right low. "Real cells" are one half of
-# them, against the calls of the other half; half as many cells call fewer genes.
-
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels on the same axes, truly changed genes left and unchanged genes right: share of genes whose adjusted p-value is at least as small as on the x axis, minus log ten from 0 to 10, as falling curves for half of the real cells in black, PerturbDiff in blue, its repaired version in orange and the STATE-like network in green. A dotted vertical line marks p = .05. A good method is high at that line on the left and low on the right."}}
-pairs = {CEILING: scorer.ceiling.pair} | {m: scores[m].pair for m in scores}
-colours = dict(zip((CEILING, FAITHFUL, REPAIRED, AGAINST), ("black", *PALETTE), strict=False))
-dashes = dict(zip((CEILING, FAITHFUL, REPAIRED, AGAINST), ("-", "-", "--", "-."), strict=True))
-figure, panels = plt.subplots(1, 2, figsize=(7, 3.5), sharex=True, sharey=True, layout="constrained")
-at = np.linspace(0, 10, 201)
-for axes, changed, title in zip(panels, (True, False), ("truly changed genes", "unchanged genes"), strict=True):
-    for method, pair in pairs.items():
-        p = pair.generated.fdr[pair.real.significant == changed]
-        if len(p):
-            significance = np.sort(-np.log10(np.maximum(p, 1e-300)))
-            share = 1 - np.searchsorted(significance, at) / len(p)
-            label = "real cells (halves)" if method == CEILING else titles[method]
-            axes.plot(at, share, dashes[method], color=colours[method], lw=1.8, label=label)
-    axes.axvline(-np.log10(0.05), color="0.5", ls=":", lw=1)
-    axes.set(title=title, xlabel="−log₁₀ adjusted p", ylim=(0, 1.02))
-    axes.grid(color="0.93")
-panels[0].set_ylabel("share of genes at or above")
-legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+# %% tags=["hide-input"]
+of_one_fit = {f.__name__: title for title, f in TABLE_4.items()} | {"null_calls": "null test"}
+one_fit = pd.DataFrame({titles[m]: own.values for m, own in scores.items()})
+one_fit.reindex([m for m in of_one_fit if m in one_fit.index]).rename(of_one_fit).T.style.format("{:.3f}", na_rep="–")
 
 # %% [markdown]
 # ## All methods
@@ -699,6 +642,90 @@ for axes in panels.flat[3 + len(ours) - 2 : 3 + len(ours)]:
 legend = figure.legend(*panels.flat[3].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 # %% [markdown]
+# ### Figures 4, 15 and 16: perturbation by perturbation
+#
+# Each dot is a held-out perturbation, each panel one of the scores that a perturbation has by itself (R² and ES are
+# numbers of a whole data set), of the first seed. Above the dashed line the model's value is larger than that of the
+# STATE-like network; of MSE and MAE smaller values are better. Each title counts wins as the paper does, with ties, and
+# without them in brackets, the repaired version second; perturbations without a truly called gene have no area under a
+# curve. One figure for every data set whose run, recorded or this one, has kept these points and asks for more than one
+# perturbation; the heaviest tier of each. [Win rates of all seeds](perturbdiff-main-wins) stand below.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Twelve panels a data set, one score of a perturbation each: those of called genes, of the correlation and errors of effects, and of discrimination. A marker per held-out perturbation, the score of the STATE-like network on the x axis, that of PerturbDiff as blue circles and of its repaired version as orange triangles on the y axis, on the same scale; above the dashed diagonal the model is ahead, for MSE and MAE below it. Titles give the share of perturbations where each version is at least as good, and strictly better."}}
+points = records.drawn_points(run, "perturbations")
+each_score = {title: f.__name__ for title, f in TABLE_4.items() if f.__name__ in points}
+without = []
+for (of_set, of_tier), own in points.groupby(["dataset", "tier"], sort=False):
+    names = list(dict.fromkeys(own["perturbation"]))
+    if AGAINST not in set(own["method"]) or len(names) == 1:
+        without.append(f"- no figure of `{of_set}`, tier `{of_tier}`: {'a single perturbation' if len(names) == 1 else 'no STATE-like network'}")
+        continue
+    own = {m: part.set_index("perturbation").loc[names] for m, part in own.groupby("method")}
+    of_method = {m: Scores({}, {k: part[k].to_numpy() for k in each_score.values()}, None) for m, part in own.items()}
+    each = {title: metric for title, metric in each_score.items() if np.isfinite(of_method[AGAINST].each[metric]).any()}
+    lines_of = -(-len(each) // 3)
+    figure, panels = plt.subplots(lines_of, 3, figsize=(7, 2.5 * lines_of + 0.5), layout="constrained")
+    for axes, (title, metric) in zip(panels.flat, each.items(), strict=False):
+        axes.axline((0, 0), slope=1, color="0.6", ls="--", lw=1)
+        counts = []
+        for method, marker, colour in zip((FAITHFUL, REPAIRED), "o^", PALETTE, strict=False):
+            if method in of_method:
+                ends = of_method[AGAINST].each[metric], of_method[method].each[metric]
+                axes.plot(*ends, marker, color=colour, ms=4, alpha=0.65, mew=0, label=titles[method])
+                if metric in (rates := win_rates(of_method[method], of_method[AGAINST])):
+                    counts.append(f"{rates[metric][0]:.0%} ({rates[metric][1]:.0%})")
+        axes.set_title("\n".join([title, "; ".join(counts)]), fontsize=8)
+        ends = min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])
+        axes.set(xlim=ends, ylim=ends, aspect="equal")
+        axes.locator_params(nbins=4)
+        axes.tick_params(labelsize=7)
+        axes.grid(color="0.93")
+        axes.set_axisbelow(True)
+    for axes in panels.flat[len(each) :]:
+        axes.remove()
+    for axes in panels.flat[len(each) - 3 : len(each)]:
+        axes.set_xlabel("STATE-like")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("PerturbDiff")
+    whose = of_set if of_set in same else f"stand-in: {of_set}"
+    title = figure.suptitle(f"{whose}, {of_tier}, {len(names)} perturbations", fontsize=10)
+    legend = figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
+Markdown("\n".join(without))
+
+# %% [markdown]
+# ### Figure 5: are truly changed genes the significant ones?
+#
+# For all held-out perturbations together: which share of the genes has an adjusted p-value at least as small as this?
+# Left the genes that are changed in the real cells, right those that are not; first seed, one line of panels for every
+# data set. Where a curve crosses the dotted line (p = .05) it shows the share of genes that are called: left it should
+# be high, right low. "Real cells" are one half of them, against the calls of the other half; half as many cells call
+# fewer genes.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels a data set on the same axes, truly changed genes left and unchanged genes right: share of genes whose adjusted p-value is at least as small as on the x axis, minus log ten from 0 to 10, as falling curves for half of the real cells in black, PerturbDiff in blue, its repaired version in orange and the STATE-like network in green. A dotted vertical line marks p = .05. A good method is high at that line on the left and low on the right."}}
+curves = records.drawn_points(run, "significance")
+lines_of = list(curves.groupby(["dataset", "tier"], sort=False))
+styles = dict(zip((CEILING, FAITHFUL, REPAIRED, AGAINST), zip(("black", *PALETTE), ("-", "-", "--", "-."), strict=False), strict=True))
+shape = {"squeeze": False, "sharex": True, "sharey": True, "layout": "constrained"}
+figure, panels = plt.subplots(len(lines_of), 2, figsize=(7, 2.6 * len(lines_of) + 0.6), **shape)
+for line, ((of_set, of_tier), own) in zip(panels, lines_of, strict=True):
+    for axes, side in zip(line, ("changed", "unchanged"), strict=True):
+        for method, (colour, dashes) in styles.items():
+            curve = own[own["method"] == method]
+            if side in curve:
+                label = "real cells (halves)" if method == CEILING else titles[method]
+                axes.plot(curve["significance"], curve[side], dashes, color=colour, lw=1.8, label=label)
+        axes.axvline(-np.log10(0.05), color="0.5", ls=":", lw=1)
+        axes.set(ylim=(0, 1.02))
+        axes.set_title(f"{of_set}, {of_tier}: {side}", fontsize=9)
+        axes.grid(color="0.93")
+for axes in panels[-1]:
+    axes.set_xlabel("−log₁₀ adjusted p")
+label = figure.supylabel("share of genes at or above", fontsize=10)
+legend = figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+# %% [markdown]
 # ## What called genes are made of
 #
 # Two tests of every method, beside its scores:
@@ -829,6 +856,7 @@ Markdown("\n".join(lines))
 # real cells. A generator that starts from noise has to learn what every gene's zeros look like before it can.
 
 # %% [markdown]
+# (perturbdiff-main-wins)=
 # ### Win rates
 #
 # All scores of Figures 4 and 15: share of the held-out perturbations where the model is at least as good as the

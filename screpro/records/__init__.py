@@ -6,6 +6,7 @@ what the papers claim.
 """
 
 from screpro.records.claims import Claim, load_claims, verdict, verdicts
+from screpro.records.drawn import drawn_points, keep_drawn
 from screpro.records.paper import figures, heldout, inventory, paper_values
 from screpro.records.recorded import recorded_before, runs_table, tuning_table
 from screpro.records.results import Run, load_results, read_results, start, write_results
@@ -18,10 +19,12 @@ __all__ = [
     "Run",
     "Table",
     "Verdict",
+    "drawn_points",
     "facts_table",
     "figures",
     "heldout",
     "inventory",
+    "keep_drawn",
     "load_claims",
     "load_results",
     "load_timings",

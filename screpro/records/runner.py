@@ -20,7 +20,7 @@ from typing import Any
 
 from screpro import paths
 from screpro.errors import ScreproError
-from screpro.records import execute, keys, manifest, page, parameters, results, sources
+from screpro.records import drawn, execute, keys, manifest, page, parameters, results, sources
 
 __all__ = ["RunResult", "plan", "run"]
 
@@ -330,5 +330,9 @@ def _place(source: Path, target: Path) -> None:
 def _export(folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "manifest.json").unlink(missing_ok=True)  # until the copy is whole, the folder does not count
-    for name in ("results.json", "notebook.ipynb", "manifest.json"):
+    for stale in (out / drawn.FOLDER).glob("*.csv"):
+        stale.unlink()
+    pictured = sorted(file.relative_to(folder) for file in (folder / drawn.FOLDER).glob("*.csv"))
+    for name in ("results.json", "notebook.ipynb", *pictured, "manifest.json"):
+        (out / name).parent.mkdir(exist_ok=True)
         _place(folder / name, out / name)

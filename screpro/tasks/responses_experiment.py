@@ -29,6 +29,7 @@ from screpro.metrics.distances import energy_distance_v
 from screpro.metrics.perturbation import TABLE_4
 from screpro.records import Run
 from screpro.tasks.responses import DIRECTIONS, ResponseSplit, Scorer, Scores, constants, win_rates
+from screpro.tasks.responses_drawn import keep_perturbations, keep_significance
 from screpro.tasks.responses_sampling import Spread, draw_conditions, mean_batch_spread, sampling_spread
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings, TrainedSets, generate, train
 from screpro.tasks.tuning import best_setting, checkpoint_file, progress
@@ -37,6 +38,7 @@ __all__ = [
     "AGAINST",
     "CEILING",
     "CONSTANT",
+    "DRAWN",
     "FAITHFUL",
     "METHODS",
     "OPTIONAL",
@@ -65,6 +67,9 @@ OPTIONAL = [name for name in baselines.BASELINES if name not in METHODS]
 
 CEILING, CONSTANT, REAL = "split_half", "constant", "real_cells"
 """Names in the rows of halves of the real cells, of what no prediction at all scores, and of real batches."""
+
+DRAWN = (FAITHFUL, REPAIRED, AGAINST)
+"""Methods whose first seed Figures 4, 5, 15 and 16 show."""
 
 NULL_CELLS = 200
 """Cells generated for the control condition: all methods the same number, as the test finds more with more cells."""
@@ -298,6 +303,9 @@ def compare_methods(
         scores = scorer.score(own.test, null=own.null)
         row = unit | {"n_real": len(split.test), "n_generated": len(own.test), "n_genes": len(split.test.genes)}
         _add(run, scores.values, row)
+        if method in DRAWN and seed == protocol.seeds[0]:
+            keep_perturbations(run, scores, scorer.names, dataset=protocol.dataset, method=method)
+            keep_significance(run, scores.pair, dataset=protocol.dataset, method=method)
         if method == AGAINST:
             scored[seed] = scores
         elif AGAINST in methods and own.trained is not None:
@@ -332,6 +340,7 @@ def _add_references(run: Run, split: ResponseSplit, scorer: Scorer, protocol: Pr
     row = {"dataset": protocol.dataset, "split": protocol.split, "seed": None}
     row |= {"n_real": len(split.test), "n_genes": len(split.test.genes)}
     _add(run, scorer.ceiling.values, {**row, "method": CEILING})
+    keep_significance(run, scorer.ceiling.pair, dataset=protocol.dataset, method=CEILING)
     _add(run, constants(scorer), {**row, "method": CONSTANT})
     cells = joined(split.train, split.test)
     found = mean_batch_spread(cells, cells.x.toarray())

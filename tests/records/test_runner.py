@@ -47,9 +47,12 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
+
 from screpro import records
 
 run = records.start("demo/small", tier=tier)
+records.keep_drawn(run, "map", pd.DataFrame({"x": [0.5]}), dataset="d", method="m")
 print("noise", file=sys.stderr)
 print(sys.executable, os.environ["OMP_NUM_THREADS"], rate, os.getcwd())
 
@@ -128,7 +131,7 @@ def finished(place, killed):
 
 
 def test_killed_run_leaves_nothing_that_counts(killed):
-    assert killed == ([".lock", "clock.json", "journal.jsonl", "work"], False, None)
+    assert killed == ([".lock", "clock.json", "drawn", "journal.jsonl", "work"], False, None)
 
 
 def test_continued_run_keeps_what_was_complete(finished):
@@ -146,6 +149,7 @@ def test_continued_run_keeps_what_was_complete(finished):
     assert set(rows["run_id"]) == {finished.manifest["run_id"]}
     assert sorted(p.name for p in finished.folder.iterdir()) == [
         ".lock",
+        "drawn",
         "manifest.json",
         "notebook.ipynb",
         "results.json",
@@ -188,7 +192,7 @@ def test_page_carries_sheet_values_and_provenance_and_no_noise(finished, place):
 
 
 def test_out_gets_a_copy_and_a_chosen_run_is_not_placed_beside_the_source(finished, place):
-    for name in ("manifest.json", "results.json", "notebook.ipynb"):
+    for name in ("manifest.json", "results.json", "notebook.ipynb", "drawn/map.m.d.csv"):
         assert (place / "recorded" / name).read_bytes() == (finished.folder / name).read_bytes()
     assert not (place / "demo" / "small.ipynb").exists()
 

@@ -1,5 +1,7 @@
 """The comparison of responses: what is chosen, what is compared, and what an interrupted run keeps."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,9 +9,11 @@ from screpro.data.populations import populations
 from screpro.data.simulate_atlas import atlas
 from screpro.errors import ScreproError
 from screpro.metrics.perturbation import control_cells, de_auprc, de_auroc, pds_l1, pds_l2
+from screpro.records import drawn_points
 from screpro.records.results import Run
 from screpro.tasks import responses_experiment as experiment
 from screpro.tasks.responses import Scorer, Scores, constants, hold_out, win_rates
+from screpro.tasks.responses_drawn import keep_significance
 from screpro.tasks.responses_experiment import AGAINST, FAITHFUL, REPAIRED
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings
 
@@ -98,6 +102,14 @@ def test_a_run_is_complete_and_continues_where_it_stopped(split, protocol, tmp_p
     assert (FAITHFUL, "sampling_variance_ratio", "seeds") in whole.index
     # control cells asked for as control cells: nothing is changed
     assert whole["control_cells", "null_calls", ""] < 0.1
+    each = drawn_points(run, "perturbations")
+    assert set(each["method"]) == {FAITHFUL, AGAINST}
+    for metric in ("de_auroc", "pds_l1", "mae_of_means"):
+        mean = each[each["method"] == FAITHFUL][metric].mean()
+        assert mean == pytest.approx(whole[FAITHFUL, metric, ""], rel=1e-3), metric
+    curves = drawn_points(run, "significance").set_index(["method", "significance"])
+    assert set(curves.index.get_level_values(0)) == {FAITHFUL, AGAINST, experiment.CEILING}
+    assert (curves.xs(0.0, level="significance")[["changed", "unchanged"]] == 1).all(axis=None)
 
     answer, fitted = experiment.answer, []
 
@@ -118,6 +130,20 @@ def test_a_run_is_complete_and_continues_where_it_stopped(split, protocol, tmp_p
     resumed = again.frame().set_index(["method", "metric", "metric_variant"])["value"]
     own = whole[whole.index.get_level_values("metric") != "fit_predict"]
     np.testing.assert_allclose(resumed[own.index], own, rtol=1e-5, atol=1e-7)
+
+
+def test_curves_are_shares_of_changed_and_of_unchanged_genes(tmp_path):
+    run = new_run(tmp_path)
+    fdr = np.array([[0.0, 1e-3, 1.0], [1e-5, 1.0, 0.1]])
+    changed = np.array([[True, True, False], [True, False, False]])
+    pair = SimpleNamespace(generated=SimpleNamespace(fdr=fdr), real=SimpleNamespace(significant=changed))
+    keep_significance(run, pair, dataset="d", method="m")
+    curve = drawn_points(run, "significance").set_index("significance")
+    shares = [[1, 1], [1, 1 / 3], [2 / 3, 0], [1 / 3, 0]]
+    np.testing.assert_allclose(curve.loc[[0, 1, 4, 10], ["changed", "unchanged"]], shares, atol=1e-4)
+    unchanged = SimpleNamespace(generated=pair.generated, real=SimpleNamespace(significant=np.zeros((2, 3), bool)))
+    keep_significance(run, unchanged, dataset="d", method="m")
+    assert "changed" not in drawn_points(run, "significance")
 
 
 def test_settings_are_chosen_on_validation_cells_and_their_answer_is_kept(split, protocol, tmp_path):
