@@ -24,6 +24,7 @@ from screpro.tasks import autoencoder
 from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.flow import FlowSettings, nb_counts
 from screpro.tasks.perturbed_cells import CellModel, HeldOutPairs, normalised, train_cell_model
+from screpro.tasks.perturbed_cells_drawn import keep_changes, keep_pairs, keep_real_pairs
 from screpro.tasks.perturbed_cells_scores import DISTANCES, EFFECTS, PairScorer, told_from_control
 from screpro.tasks.reconstruction import global_law
 from screpro.tasks.tuning import progress
@@ -36,10 +37,11 @@ METHODS = ["scldm", *(name for name in baselines.BASELINES if name != "scgpt")]
 CEILING = "real_cells"
 """Name in the rows of one half of the real cells as an answer to the other."""
 
-
 BOUND = "autoencoder"
 """Name in the rows of the held-out cells encoded and decoded by scLDM: what its flow could reach at best."""
 
+DRAWN = ("scldm", "mean_shift")
+"""Methods whose cells, of the first seed, figures show."""
 
 LAW_CELLS = 20_000
 """Training cells at most that the profile and the dispersions of `_add_floor` are fitted to."""
@@ -106,6 +108,7 @@ def compare_methods(
     scorer = PairScorer(held)
     _add_ceiling(run, scorer, protocol)
     _add_floor(run, held, protocol)
+    keep_real_pairs(run, scorer, dataset=protocol.dataset)
     several = any(len({p for k, p in held.pairs if k == kind}) > 1 for kind, _ in held.pairs)
     skipped = {"context_mean"} if len(held.train.perturbations) == 2 else set()
     units = [
@@ -136,6 +139,9 @@ def compare_methods(
                 options=options_of(protocol, method),
             )
             seconds = time.monotonic() - started
+        if method in DRAWN and seed in (None, protocol.seeds[0]):
+            for keep in (keep_pairs, keep_changes):
+                keep(run, scorer, made, dataset=protocol.dataset, method=method)
         row = {**unit, "method": method, **_sizes(held)}
         _add(run, scorer.distances(made), {**row, "metric_variant": "guidance 1"}, DISTANCES)
         _add(run, scorer.distances(made, halves=True), {**row, "metric_variant": "halves"}, DISTANCES)
