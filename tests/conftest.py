@@ -38,3 +38,11 @@ def sparse_cells(rng) -> sp.csr_matrix:
     dense[4] = 0
     dense[:, 7] = 0
     return sp.csr_matrix(dense, dtype=np.float32)
+
+
+@pytest.fixture
+def no_records(tmp_path, monkeypatch):
+    """No recorded run: what is read back is what this test made."""
+    from screpro.records import results
+
+    monkeypatch.setattr(results, "results_dir", lambda: tmp_path / "no records")

@@ -20,7 +20,6 @@ from screpro.baselines import generation as baselines
 from screpro.data.preprocess import log_cp10k
 from screpro.data.splits import cell_split
 from screpro.errors import ScreproError
-from screpro.metrics.genes import gene_statistics
 from screpro.metrics.transport import w2_exact
 from screpro.records import Run
 from screpro.tasks import autoencoder as stage_one
@@ -57,14 +56,7 @@ FLOOR = "narrow_kernels"
 """What the number of cells alone adds to the MMD²."""
 
 ITEM = {"": "Table 2", ", all genes": "Table 13"}
-DRAWN = ("scldm", "cfgen_like", "scdiffusion_like")
-"""Methods of Figures 5 to 7, which show the variance of single genes."""
-
-N_DRAWN_GENES = 60
-"""Genes in these figures, evenly spread over the ranks of the variance among test cells."""
-
 UNITS = {
-    "gene_variance": "squared log1p of counts per 10 000",
     "w2_exact": "distance",
     "mmd2_rbf_sum5": "sum of five squared MMD",
     "frechet_distance": "squared distance",
@@ -223,18 +215,6 @@ class _Work:
         for name, n in scores.class_sizes(labels, cells.types).items():
             self.add(CEILING, None, "", metric="cells_of_class", metric_variant=name, value=n, unit="cells",
                      direction="higher")  # fmt: skip
-        self.variances(CEILING, None, log_cp10k(cells.test))
-
-    def variances(self, method: str, seed: int | None, x: sp.csr_matrix) -> None:
-        """Rows of the variance of some genes of Figures 5 to 7 among cells (n, G), for the test cells once."""
-        reference = self.against[""]
-        truth = gene_statistics(reference.x).variance
-        ranked = np.argsort(truth, kind="stable")[int((truth <= 0).sum()) :]
-        found = gene_statistics(x[:, reference.genes]).variance
-        for g in ranked[np.unique(np.linspace(0, len(ranked) - 1, N_DRAWN_GENES).astype(int))]:
-            name = self.cells.genes[reference.genes[g]]
-            self.add(method, seed, "", item="Figures 5 to 7", metric="gene_variance", metric_variant=name,
-                     value=found[g], direction="higher")  # fmt: skip
 
     def score(
         self,
@@ -256,8 +236,6 @@ class _Work:
                 found["conditional, classes together"] = together
                 accuracy = scores.class_accuracy(reference, conditional, labels)
                 found["conditional"] |= {} if accuracy is None else {"macro_recall": accuracy}
-                if method in DRAWN and not genes:
-                    self.variances(method, seed, conditional)
             for kind, values in found.items():
                 for metric, value in values.items():
                     item = "Figures 5 to 7" if metric == "gene_variance_ratio" else ITEM[genes]

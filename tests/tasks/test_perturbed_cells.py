@@ -165,6 +165,7 @@ def test_library_sizes_of_a_pair_without_cells(held):
     assert (again != model.draw(held.test.labels, steps=3, seed=0)).nnz == 0
 
 
+@pytest.mark.usefixtures("no_records")
 def test_the_experiment_writes_rows_once(held, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = records.start("scldm/perturbation", tier="ci")

@@ -91,6 +91,7 @@ def test_answers_do_not_depend_on_the_held_out_expression(split, protocol):
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.usefixtures("no_records")
 def test_a_run_is_complete_and_continues_where_it_stopped(split, protocol, tmp_path, monkeypatch):
     methods = [FAITHFUL, AGAINST, "mean", "control_cells"]
     run = new_run(tmp_path / "whole")
@@ -132,6 +133,7 @@ def test_a_run_is_complete_and_continues_where_it_stopped(split, protocol, tmp_p
     np.testing.assert_allclose(resumed[own.index], own, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.usefixtures("no_records")
 def test_curves_are_shares_of_changed_and_of_unchanged_genes(tmp_path):
     run = new_run(tmp_path)
     fdr = np.array([[0.0, 1e-3, 1.0], [1e-5, 1.0, 0.1]])
