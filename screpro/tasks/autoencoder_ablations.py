@@ -33,6 +33,7 @@ from screpro.tasks.flow import FlowSettings
 from screpro.tasks.tuning import progress
 
 __all__ = [
+    "LONGER",
     "METHODS",
     "QUESTIONS",
     "RATED",
@@ -94,6 +95,19 @@ QUESTIONS = (
     Question("X-dispersion", "dispersion", ("scldm", "cell_gene")),
 )
 """Every question of the page that an auto-encoder answers."""
+
+LONGER = (
+    "scldm",
+    "all_genes",
+    "set_transformer",
+    "width_32",
+    "width_128",
+    "tokens_4",
+    "tokens_32",
+    "layers_1",
+    "layers_4",
+)
+"""Networks that decide claims L3, L12 and L20: these are also trained for longer."""
 
 RATED = ("width", "layers")
 """Variants of the questions whose networks take a rate of their own."""
@@ -179,9 +193,8 @@ def compare(
     rates = best_rates(run, counts, protocol, methods)
     for split, seed, settings, uses in progress(_units(protocol, methods, rates), f"ablations on {protocol.dataset}"):
         unit = {"dataset": protocol.dataset, "split": str(split), "seed": seed}
-        side = f", {protocol.variant}" if protocol.variant else ""
-        last = uses[-1]
-        if run.done(**unit, method=last[1], metric="parameters", metric_variant=last[0].variant + side):
+        side, last = bool(protocol.variant), uses[-1]
+        if run.done(**unit, method=last[1], metric="parameters", metric_variant=_variant(last[0], protocol)):
             continue
         if split not in panels:
             panels[split] = draw_panel(counts, protocol, split)
@@ -210,11 +223,16 @@ def compare(
                     run.add(**rows, method=method, metric=metric, value=value, direction=direction, unit=unit_name)
         for question, name in uses:
             item = "X-longer" if side else question.item
-            rows = {"item": item, "metric_variant": question.variant + side, "method": name, **unit, **sizes}
+            rows = {"item": item, "metric_variant": _variant(question, protocol), "method": name, **unit, **sizes}
             for metric, (value, direction, unit_name) in scores.items():
                 run.add(**rows, metric=metric, value=value, direction=direction, unit=unit_name)
             for metric, (value, unit_name) in cost.items():  # parameters last: they say that the unit is complete
                 run.add(**rows, metric=metric, value=value, direction="lower", unit=unit_name)
+
+
+def _variant(question: Question, protocol: Ablation) -> str:
+    """`metric_variant` of the rows of a question, or of a side question."""
+    return ", ".join(filter(None, (question.variant, protocol.variant)))
 
 
 def best_rates(run: Run, counts: sp.csr_matrix, protocol: Ablation, methods: Sequence[str]) -> dict[str, float]:
@@ -243,7 +261,10 @@ def _units(
     """(split, seed, settings, the questions and names under which they are asked for), the default first."""
     uses: dict[AutoEncoderSettings, list[tuple[Question, str]]] = {}
     for question in QUESTIONS:
-        for name in [name for name in question.methods if name in methods]:
+        asked = [name for name in question.methods if name in methods]
+        if protocol.variant and len(asked) < 2:  # a side question is about differences alone
+            continue
+        for name in asked:
             changes = dict(METHODS[name].changes)
             if question.variant in RATED and name in rates:
                 changes["learning_rate"] = rates[name]

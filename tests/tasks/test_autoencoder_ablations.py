@@ -86,11 +86,12 @@ def test_experiment(counts, tmp_path, monkeypatch):
     compare(run, counts, PROTOCOL, names)  # all of it is there
     assert len(trained) == 5
     longer = replace(PROTOCOL, settings=replace(SMALL, epochs=2), variant="longer")
-    compare(run, counts, longer, ["layers_1", "layers_2"])
+    compare(run, counts, longer, ["scldm", "all_genes", "layers_1", "layers_2"])
     rows = run.frame()
     side = rows[rows["item"] == "X-longer"]
-    assert set(side["metric_variant"]) == {"layers, longer"} and set(side["method"]) == {"layers_1", "layers_2"}
-    assert len(trained) == 7 and (rows["metric"] == "w2_exact").sum() == 6
+    asked = side.groupby("metric_variant")["method"].agg(set).to_dict()
+    assert asked == {"longer": {"scldm", "all_genes"}, "layers, longer": {"layers_1", "layers_2"}}
+    assert len(trained) == 8 and (rows["metric"] == "w2_exact").sum() == 6
     with pytest.raises(ScreproError, match="has a name"):
         compare(run, counts, PROTOCOL, ["scldm", "wider"])
 
