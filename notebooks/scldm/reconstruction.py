@@ -349,10 +349,9 @@ wide(main[main["metric"] != "re_nb_nll"], METHODS)
 # error, training was not at its end, and a setting that learns fast can be the one that overfits first. So at tier
 # `laptop` the validation cells choose the number of passes together with the other settings. scVI and the CFGen-like
 # auto-encoder, which train in seconds, try every setting at 30, 60 and 150 passes; scLDM, which takes minutes, five
-# combinations. `mca_gut` was recorded before: three settings each, all at 30 passes, theta at the rate of the weights;
-# scLDM on `kang_1k` before its theta started at most at 1. The error on test cells by number of passes, first seed,
-# of the chosen setting, which has a star at the number that was chosen. scLDM's row for `kang_1k` has none: it is in
-# batches of 16, and 100 passes in batches of 8 were chosen, recorded afterwards.
+# combinations. scLDM on `kang_1k` was recorded before its theta started at most at 1. The error on test cells by number of
+# passes, first seed, of the chosen setting, which has a star at the number that was chosen. scLDM's row for
+# `kang_1k` has none: it is in batches of 16, and 100 passes in batches of 8 were chosen, recorded afterwards.
 
 # %% tags=["hide-input"]
 by_passes = rows[(rows["item"] == PASSES) & (rows["metric"] == "re_nb_nll")]
@@ -392,7 +391,7 @@ cost.pivot_table(index="method", columns=["dataset", "tier"], values="value", so
 # The aim of this page was an RE of scLDM below that of scVI, on three data sets. At thirty passes each it was missed or level
 # on all three. What L1 compares was changed twice since, after its results were known ([ledger of claims](../../book/ledger.md)):
 # passes are chosen, and then every network's theta got a learning rate of its own and settings were chosen together with the
-# passes. `kang_1k` and `pbmc_facs_zheng` are recorded with both. *Met* or *missed*: by more than the
+# passes. All three are recorded with both. *Met* or *missed*: by more than the
 # standard error of the difference between seeds; *level*: within it. One seed has no error and decides nothing. The
 # heaviest tier of each data set, and the CFGen-like network, which was no aim, beside it:
 
