@@ -125,7 +125,13 @@ from screpro.plots import PALETTE, use_style
 from screpro.records.tables import spread
 from screpro.tasks import perturbation_statistics as statistics
 from screpro.tasks import perturbation_statistics_experiment as experiment
-from screpro.tasks.perturbation_statistics_drawn import QUANTILES, keep_contexts, keep_counts, keep_distances, keep_tested
+from screpro.tasks.perturbation_statistics_drawn import (
+    QUANTILES,
+    keep_contexts,
+    keep_counts,
+    keep_distances,
+    keep_tested,
+)
 from screpro.tasks.perturbed_cells import put_in_effects
 
 use_style()
@@ -219,7 +225,7 @@ def wide(chosen, columns, digits=0, by="metric"):
 
 
 def by_set(figure):
-    """Points of a figure, data set by data set in the order of the tables, each after its title."""
+    """Points of a figure, data set by data set in the order of the tables, each after name and tier of the set."""
     found = {name: own for name, own in records.drawn_points(run, figure).groupby("dataset")}
     ordered = [name for name in dict.fromkeys(rows["dataset"]) if name in found]
     return [(f"{titles.get(name, name)}, tier {found[name]['tier'].iloc[0]}", found[name]) for name in ordered]
@@ -281,7 +287,7 @@ for value, line in ((0.05, ":"), (0.40, "--")):
     axes.text(value, -0.7, f"{value:.0%}", ha="center", va="bottom", color="0.3")
 axes.set_yticks(range(len(pictured)), [f"{title}\n{own['genes'].iloc[0]} genes" for title, own in pictured])
 axes.set(xlabel="share of the genes that are not zero, per cell", xlim=(0, 1), ylim=(len(pictured) - 0.4, -0.7))
-axes.tick_params(axis="y", length=0)
+axes.tick_params(axis="y", length=0, labelsize=8)
 
 # %% tags=["hide-input"]
 table = wide(rows[rows["metric"] == "non_zero_genes"], {"non_zero_genes": "non-zero genes of a cell, median"})
@@ -312,7 +318,8 @@ for line, (title, own) in zip(panels, pictured, strict=True):
         axes.axvline(np.average(numbers["cells"], weights=numbers["groups"]), color=PALETTE[1], ls="--", lw=1.4)
         axes.set_xscale("log")
         axes.yaxis.get_major_locator().set_params(integer=True, nbins=3)
-    line[0].set_title(title, loc="left", fontsize=9)
+    for axes, what in zip(line, (title, "combinations"), strict=True):
+        axes.set_title(what, loc="left", fontsize=9)
 for axes, label in zip(panels[-1], ("cells of a perturbation", "cells of a combination"), strict=True):
     axes.set_xlabel(label)
 label = figure.supylabel("groups", fontsize=9)
@@ -479,29 +486,32 @@ axes.grid(axis="x", color="0.92")
 # ### Inside a cell type (Figure 14)
 #
 # The paper compares the number of cells of a type with the distance between perturbations inside it and finds no
-# correlation. With an unbiased estimator and equal sets there is no reason why abundance alone should make one.
+# correlation. With an unbiased estimator and equal sets there is no reason why abundance alone should make one. The
+# context with the most cells stands at the top; sets in which only one context has enough cells are not shown.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "One panel for each data set with two contexts or more: cells of a context on a logarithmic axis, the same for all panels, against the mean squared MMD between its conditions at equal set sizes, on an axis of its own. Names of the contexts are written beside the points; a grey line at 0."}}
-several = [(title, own) for title, own in by_set("contexts") if len(own) > 1]
-lines = max(1, -(-len(several) // 2))
-shape = {"sharex": True, "squeeze": False, "layout": "constrained"}
-figure, panels = plt.subplots(lines, 2, figsize=(7, 2.6 * lines), **shape)
-for axes, (title, own) in zip(panels.flat, several, strict=False):
-    axes.plot(own["cells"], own["mmd2"], "o", color=PALETTE[0])
-    for _, point in own.iterrows():
-        at = point["cells"], point["mmd2"]
-        axes.annotate(point["context"], at, xytext=(5, 3), textcoords="offset points", fontsize=7, color="0.25")
-    axes.set_xscale("log")
-    axes.axhline(0, color="0.6", lw=0.8, zorder=0)
-    axes.set_title(title, fontsize=9)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(labelbottom=True)
-for axes in panels.flat[len(several) :]:
-    axes.remove()
-figure.supxlabel("cells of the context", fontsize=9)
-label = figure.supylabel("squared MMD between conditions", fontsize=9)
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels for each data set with two contexts or more, a line for each context, ordered by its cells, the most at the top: left its cells in orange, on one logarithmic axis for all data sets, right the mean squared MMD between its conditions at equal set sizes in blue, on an axis for each data set."}}
+several = [(title, own.sort_values("cells")) for title, own in by_set("contexts") if len(own) > 1]
+heights = [len(own) + 1 for _, own in several] or [1]
+shape = {"height_ratios": heights, "sharey": "row", "squeeze": False, "layout": "constrained"}
+figure, panels = plt.subplots(len(heights), 2, figsize=(7, 0.19 * sum(heights) + 0.6 * len(heights) + 0.4), **shape)
+for (left, right), (title, own) in zip(panels, several, strict=False):
+    left.plot(own["cells"], range(len(own)), "o", color=PALETTE[1])
+    right.plot(own["mmd2"], range(len(own)), "o", color=PALETTE[0])
+    left.sharex(panels[0, 0])
+    left.set_yticks(range(len(own)), own["context"], fontsize=8)
+    left.set_ylim(-0.6, len(own) - 0.4)
+    left.set_title(title, loc="left", fontsize=9)
+    right.set_xlim(min(0, 1.1 * own["mmd2"].min()), 1.1 * own["mmd2"].max())
+    right.locator_params(axis="x", nbins=5)
+for axes in panels.flat:
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+panels[0, 0].set_xscale("log")
+panels[0, 0].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+panels[0, 0].xaxis.set_major_formatter("{x:.0f}")
+panels[0, 0].xaxis.set_minor_formatter(NullFormatter())
+for axes, label in zip(panels[-1], ("cells of the context", "squared MMD between conditions"), strict=True):
+    axes.set_xlabel(label)
 
 # %% tags=["hide-input"]
 ranked = rows[rows["metric"] == "size_mmd2_spearman"]
