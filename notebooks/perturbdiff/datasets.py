@@ -116,6 +116,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from screpro import data, records
 from screpro.data.heldout import read_split, splits_dir
@@ -124,6 +125,13 @@ from screpro.plots import PALETTE, use_style
 from screpro.records.tables import spread
 from screpro.tasks import perturbation_statistics as statistics
 from screpro.tasks import perturbation_statistics_experiment as experiment
+from screpro.tasks.perturbation_statistics_drawn import (
+    QUANTILES,
+    keep_contexts,
+    keep_counts,
+    keep_distances,
+    keep_tested,
+)
 from screpro.tasks.perturbed_cells import put_in_effects
 
 use_style()
@@ -185,11 +193,17 @@ titles = {"pbmc68k_reduced": "pbmc68k, effects put in", "simulated": "simulated 
 Markdown("| | cells from |\n|---|---|\n" + "\n".join(f"| {name} | {raw[name].uns['source']} |" for name in raw))
 
 # %% [markdown]
-# One call measures a data set; [further down](#fig-perturbdiff-13) it is taken apart.
+# One call measures a data set; [further down](#fig-perturbdiff-13) it is taken apart. What the figures draw is kept
+# beside the numbers, of the first seed where cells are drawn: they show all sets whose run, recorded or this one, has
+# kept it, each at its heaviest tier.
 
 # %%
-drawn = {name: experiment.measure(run, cells[name], protocols[name]) for name in cells}
-for name in cells:
+for name, own in cells.items():
+    measured = experiment.measure(run, own, protocols[name])
+    keep_counts(run, own, dataset=name)
+    keep_distances(run, measured, dataset=name)
+    keep_tested(run, own, measured.tested, dataset=name)
+    keep_contexts(run, measured, dataset=name)
     if name in splits:
         experiment.add_split(run, raw[name], splits[name], dataset=name, ignore_absent=tier == "paper")
 rows = run.with_recorded()
@@ -208,6 +222,13 @@ def wide(chosen, columns, digits=0, by="metric"):
 
     table = chosen.pivot_table(index=["shown", "tier"], columns=by, values="value", aggfunc=cell, sort=False)
     return table.reindex(columns=list(columns)).rename(columns=columns).fillna("").rename_axis(columns=None)
+
+
+def by_set(figure):
+    """Points of a figure, data set by data set in the order of the tables, each after name and tier of the set."""
+    found = {name: own for name, own in records.drawn_points(run, figure).groupby("dataset")}
+    ordered = [name for name in dict.fromkeys(rows["dataset"]) if name in found]
+    return [(f"{titles.get(name, name)}, tier {found[name]['tier'].iloc[0]}", found[name]) for name in ordered]
 
 
 sizes = {"n_cells": "cells", "n_control": "of them control", "n_perturbations": "perturbations"}
@@ -253,22 +274,20 @@ wide(divided, parts, by="metric_variant") if len(divided) else Markdown("No set 
 # How many genes of a cell are not zero depends on which genes are counted and how deeply cells were sequenced. The
 # stand-ins cannot test what the paper says of its sets (**P17**); they show how far such numbers vary.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "One row for each data set: a box from the first to the third quartile of the share of genes that are not zero in a cell, a bar at the median, whiskers at 5 and 95 percent. A dotted line at 5 percent, the paper's number for PBMC and Tahoe100M, a dashed line at 40 percent, its number for Replogle."}}
-figure, axes = plt.subplots(figsize=(6, 0.45 * len(cells) + 1.1), layout="constrained")
-share = {name: statistics.non_zero_genes(own.x) / len(own.genes) for name, own in cells.items()}
-for height, values in enumerate(share.values()):
-    low, first_quarter, middle, last_quarter, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
+# %% tags=["hide-input"] mystnb={"image": {"alt": "One row for each data set, named with its tier and number of genes: a box from the first to the third quartile of the share of genes that are not zero in a cell, a bar at the median, whiskers at 5 and 95 percent. A dotted line at 5 percent, the paper's number for PBMC and Tahoe100M, a dashed line at 40 percent, its number for Replogle."}}
+pictured = by_set("sparsity")
+figure, axes = plt.subplots(figsize=(7, 0.45 * len(pictured) + 1.1), layout="constrained")
+for height, (_, own) in enumerate(pictured):
+    low, first_quarter, middle, last_quarter, high = own.set_index("quantile")["share"].loc[list(QUANTILES)]
     axes.plot([low, high], [height] * 2, color=PALETTE[0], lw=1.2)
     axes.plot([first_quarter, last_quarter], [height] * 2, color=PALETTE[0], lw=9, solid_capstyle="butt", alpha=0.6)
     axes.plot([middle] * 2, [height - 0.25, height + 0.25], color=PALETTE[1], lw=2.4)
 for value, line in ((0.05, ":"), (0.40, "--")):
     axes.axvline(value, ls=line, color="0.4", lw=1, zorder=0)
     axes.text(value, -0.7, f"{value:.0%}", ha="center", va="bottom", color="0.3")
-axes.set_yticks(
-    range(len(share)), [f"{titles.get(name, name)}\n{len(own.genes)} genes" for name, own in cells.items()]
-)
-axes.set(xlabel="share of the genes that are not zero, per cell", xlim=(0, 1), ylim=(len(share) - 0.4, -0.7))
-axes.tick_params(axis="y", length=0)
+axes.set_yticks(range(len(pictured)), [f"{title}\n{own['genes'].iloc[0]} genes" for title, own in pictured])
+axes.set(xlabel="share of the genes that are not zero, per cell", xlim=(0, 1), ylim=(len(pictured) - 0.4, -0.7))
+axes.tick_params(axis="y", length=0, labelsize=8)
 
 # %% tags=["hide-input"]
 table = wide(rows[rows["metric"] == "non_zero_genes"], {"non_zero_genes": "non-zero genes of a cell, median"})
@@ -287,18 +306,20 @@ table
 # as many groups of equal size as would let two random cells fall into one group as often as here
 # ({src}`screpro.tasks.perturbation_statistics.imbalance`). A model that draws cells at random sees that many.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Histograms of the number of cells on a logarithmic axis, one row of panels for each data set: left cells per perturbation, right cells per combination of perturbation, context and batch. A dashed line marks the mean."}}
-figure, panels = plt.subplots(
-    len(cells), 2, figsize=(6.6, 1.25 * len(cells) + 0.7), sharex=True, squeeze=False, layout="constrained"
-)
-for line, (name, own) in zip(panels, cells.items(), strict=True):
-    for axes, (kind, numbers) in zip(line, statistics.group_sizes(own).items(), strict=True):
-        top = max(each.is_control.size for each in cells.values())
-        axes.hist(numbers, bins=np.geomspace(1, top, 25), color=PALETTE[0])
-        axes.axvline(numbers.mean(), color=PALETTE[1], ls="--", lw=1.4)
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Histograms of the number of cells on a logarithmic axis, one row of panels for each data set: left cells per perturbation, right cells per combination of perturbation, context and batch, all on one axis. A dashed line marks the mean."}}
+pictured = by_set("sizes")
+shape = {"sharex": True, "squeeze": False, "layout": "constrained"}
+figure, panels = plt.subplots(len(pictured), 2, figsize=(7, 1.25 * len(pictured) + 0.7), **shape)
+bins = np.geomspace(1, 1.2 * max(own["cells"].max() for _, own in pictured), 25)
+for line, (title, own) in zip(panels, pictured, strict=True):
+    for axes, kind in zip(line, ("perturbation", "combination"), strict=True):
+        numbers = own[own["kind"] == kind]
+        axes.hist(numbers["cells"], bins=bins, weights=numbers["groups"], color=PALETTE[0])
+        axes.axvline(np.average(numbers["cells"], weights=numbers["groups"]), color=PALETTE[1], ls="--", lw=1.4)
         axes.set_xscale("log")
-        axes.set_title(titles.get(name, name) if kind == "perturbation" else "", loc="left", fontsize=9)
         axes.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+    for axes, what in zip(line, (title, "combinations"), strict=True):
+        axes.set_title(what, loc="left", fontsize=9)
 for axes, label in zip(panels[-1], ("cells of a perturbation", "cells of a combination"), strict=True):
     axes.set_xlabel(label)
 label = figure.supylabel("groups", fontsize=9)
@@ -350,26 +371,30 @@ pd.DataFrame(
 # more than that perturbations differ on average. Look at the rows called "null", which are control cells by another
 # name: their mean distance to the *other* conditions comes from what those do.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "One panel for each data set with at least three conditions. Squared MMD as dots: within conditions, between pairs of conditions, between pairs after the labels were shuffled, and, where the experiment was repeated, within conditions across two repeats. Bars at the means; a grey line at 0."}}
-several = {name: each for name, each in drawn.items() if len(each.distances["cells"].within) > 2}
-lines = -(-len(several) // 2)
-figure, panels = plt.subplots(max(1, lines), 2, figsize=(7, 2.4 * max(1, lines)), squeeze=False, layout="constrained")
+# %% tags=["hide-input"] mystnb={"image": {"alt": "One panel for each data set with at least three conditions. Squared MMD as dots: within conditions, between pairs of conditions, between pairs after the labels were shuffled, and, where the experiment was repeated, within conditions across two repeats: blue, orange, grey and green. Bars at the means of all pairs; a grey line at 0."}}
+several = [(title, own) for title, own in by_set("distances") if (own["kind"] == "within").sum() > 2]
+means = records.drawn_points(run, "distance_means").set_index(["dataset", "kind"])["mmd2"]
+lines = max(1, -(-len(several) // 2))
+figure, panels = plt.subplots(lines, 2, figsize=(7, 2.4 * lines), squeeze=False, layout="constrained")
 rng = np.random.default_rng(0)
-labels = ["within", "between", "shuffled labels:\nbetween", "same label,\nother repeat"]
-for axes, (name, each) in zip(panels.flat, several.items(), strict=False):
-    pairs = {key: d.between[np.triu_indices(len(d.within), 1)] for key, d in each.distances.items()}
-    shown = [each.distances["cells"].within, pairs["cells"], pairs["shuffled"]]
-    if "cells, across repeats" in each.distances:
-        shown.append(each.distances["cells, across repeats"].within)
-    for height, values in enumerate(shown):
-        jitter = height + 0.22 * (rng.random(len(values)) - 0.5)
-        colour = PALETTE[[0, 1, 7, 2][height]]
-        axes.plot(values, jitter, "o", ms=2.2, mew=0, alpha=0.5, color=colour)
-        axes.plot([values.mean()] * 2, [height - 0.32, height + 0.32], color=colour, lw=2.4)
+kinds = {
+    "within": ("within", PALETTE[0]),
+    "between": ("between", PALETTE[1]),
+    "shuffled": ("shuffled labels:\nbetween", PALETTE[7]),
+    "repeats": ("same label,\nother repeat", PALETTE[2]),
+}
+for axes, (title, own) in zip(panels.flat, several, strict=False):
+    for height, (kind, (_, colour)) in enumerate(kinds.items()):
+        values = own.loc[own["kind"] == kind, "mmd2"]
+        if len(values):
+            jitter = height + 0.22 * (rng.random(len(values)) - 0.5)
+            axes.plot(values, jitter, "o", ms=2.2, mew=0, alpha=0.5, color=colour)
+            mean = means[own["dataset"].iloc[0], kind]
+            axes.plot([mean] * 2, [height - 0.32, height + 0.32], color=colour, lw=2.4)
     axes.axvline(0, color="0.6", lw=0.8, zorder=0)
-    axes.set_title(titles.get(name, name), fontsize=9)
-    axes.set_yticks(range(4), labels)
-    axes.set_ylim(3.5, -0.5)
+    axes.set_title(title, fontsize=9)
+    axes.set_yticks(range(len(kinds)), [label for label, _ in kinds.values()])
+    axes.set_ylim(len(kinds) - 0.5, -0.5)
 for axes in panels[:, 1]:
     axes.set_yticklabels([])
 for axes in panels.flat[len(several) :]:
@@ -434,19 +459,20 @@ table = wide(found[found["metric"] == "tested"], {"tested": "perturbations teste
 table["share told from control cells"] = wide(found, {"share_distinguishable": "share"}, 2)["share"]
 table
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Perturbations of one data set, one line each, ordered by the squared MMD between their cells and matched control cells. Filled circles: told from control cells at a false discovery rate of 5 percent. Open circles: not."}}
-name = "papalexi_thp1" if "papalexi_thp1" in drawn else next(iter(drawn))
-tested = drawn[name].tested
-order = np.argsort(-tested.mmd2)[:40]
-told = tested.adjusted[order] < 0.05
-figure, axes = plt.subplots(figsize=(5.4, 0.17 * len(order) + 1), layout="constrained")
-heights = np.arange(len(order))
-axes.plot(tested.mmd2[order][told], heights[told], "o", color=PALETTE[0], label="told from control cells")
-axes.plot(tested.mmd2[order][~told], heights[~told], "o", mfc="white", color=PALETTE[1], label="not told")
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Perturbations of one data set, the Papalexi cells where they were measured, one line each with the number of cells, ordered by the squared MMD between their cells and matched control cells. Filled circles: told from control cells at a false discovery rate of 5 percent. Open circles: not."}}
+pictured = by_set("told")
+title, tested = next((each for each in pictured if "papalexi_thp1" in set(each[1]["dataset"])), pictured[0])
+tested = tested.sort_values("mmd2", ascending=False)[:40]
+told = (tested["adjusted"] < 0.05).to_numpy()
+figure, axes = plt.subplots(figsize=(7, 0.17 * len(tested) + 1), layout="constrained")
+heights = np.arange(len(tested))
+axes.plot(tested["mmd2"][told], heights[told], "o", color=PALETTE[0], label="told from control cells")
+axes.plot(tested["mmd2"][~told], heights[~told], "o", mfc="white", color=PALETTE[1], label="not told")
 axes.axvline(0, color="0.6", lw=0.8, zorder=0)
-axes.set_yticks(heights, [cells[name].perturbations[tested.perturbation[i]] for i in order], fontsize=7.5)
+names_and_cells = [f"{name} ({n})" for name, n in zip(tested["perturbation"], tested["cells"], strict=True)]
+axes.set_yticks(heights, names_and_cells, fontsize=7.5)
 axes.invert_yaxis()
-axes.set(xlabel="squared MMD to matched control cells", title=titles.get(name, name))
+axes.set(xlabel="squared MMD to matched control cells", title=title)
 axes.legend(loc="lower right")
 axes.grid(axis="x", color="0.92")
 
@@ -460,23 +486,32 @@ axes.grid(axis="x", color="0.92")
 # ### Inside a cell type (Figure 14)
 #
 # The paper compares the number of cells of a type with the distance between perturbations inside it and finds no
-# correlation. With an unbiased estimator and equal sets there is no reason why abundance alone should make one.
+# correlation. With an unbiased estimator and equal sets there is no reason why abundance alone should make one. The
+# context with the most cells stands at the top; sets in which only one context has enough cells are not shown.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter of contexts: cells of a context on a logarithmic axis against the mean squared MMD between its conditions at equal set sizes. Colours and markers tell data sets apart, names of the contexts are written beside the points."}}
-figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-markers = "oDs^vP"
-for number, (name, each) in enumerate(drawn.items()):
-    if not each.contexts or len(cells[name].contexts) < 2:
-        continue
-    numbers, values = np.array(list(each.contexts.values())).T
-    axes.plot(numbers, values, markers[number % 6], color=PALETTE[number % 6], label=titles.get(name, name))
-    for context, x, y in zip(each.contexts, numbers, values, strict=True):
-        axes.annotate(context, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=6.5, color="0.25")
-axes.set_xscale("log")
-axes.axhline(0, color="0.6", lw=0.8, zorder=0)
-axes.set(xlabel="cells of the context", ylabel="squared MMD between conditions")
-axes.margins(x=0.14)
-legend = axes.legend(fontsize=7.5)
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels for each data set with two contexts or more, a line for each context, ordered by its cells, the most at the top: left its cells in orange, on one logarithmic axis for all data sets, right the mean squared MMD between its conditions at equal set sizes in blue, on an axis for each data set."}}
+several = [(title, own.sort_values("cells")) for title, own in by_set("contexts") if len(own) > 1]
+heights = [len(own) + 1 for _, own in several] or [1]
+shape = {"height_ratios": heights, "sharey": "row", "squeeze": False, "layout": "constrained"}
+figure, panels = plt.subplots(len(heights), 2, figsize=(7, 0.19 * sum(heights) + 0.6 * len(heights) + 0.4), **shape)
+for (left, right), (title, own) in zip(panels, several, strict=False):
+    left.plot(own["cells"], range(len(own)), "o", color=PALETTE[1])
+    right.plot(own["mmd2"], range(len(own)), "o", color=PALETTE[0])
+    left.sharex(panels[0, 0])
+    left.set_yticks(range(len(own)), own["context"], fontsize=8)
+    left.set_ylim(-0.6, len(own) - 0.4)
+    left.set_title(title, loc="left", fontsize=9)
+    right.set_xlim(min(0, 1.1 * own["mmd2"].min()), 1.1 * own["mmd2"].max())
+    right.locator_params(axis="x", nbins=5)
+for axes in panels.flat:
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+panels[0, 0].set_xscale("log")
+panels[0, 0].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+panels[0, 0].xaxis.set_major_formatter("{x:.0f}")
+panels[0, 0].xaxis.set_minor_formatter(NullFormatter())
+for axes, label in zip(panels[-1], ("cells of the context", "squared MMD between conditions"), strict=True):
+    axes.set_xlabel(label)
 
 # %% tags=["hide-input"]
 ranked = rows[rows["metric"] == "size_mmd2_spearman"]
