@@ -81,6 +81,7 @@ from screpro.records.tables import spread
 from screpro.tasks import autoencoder
 from screpro.tasks.autoencoder import THETA_RATE_SINCE, AutoEncoderSettings
 from screpro.tasks.embedding import METRICS, combine, prepare, principal_components, score_groups
+from screpro.tasks.embedding_drawn import keep_components
 from screpro.tasks.embedding_experiment import (
     METHODS,
     PENALISED,
@@ -372,14 +373,28 @@ for metric in METRICS:
     print(f"{metric:16s} {combine(by_group, metric)[0]:.3f} ± {combine(by_group, metric)[1]:.3f}")
 print(f"training cells separated in {np.mean([own.separable for own in by_group.values()]):.0%} of the folds")
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Scatter plot of the first two principal components of the medium auto-encoder's latents of the scored cells, one colour and marker per class."}}
-figure, axes = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
-for code, label in enumerate(cells.classes[:24]):
-    at = components[cells.target == code, :2].T
-    style = {"color": PALETTE[code % len(PALETTE)], "marker": "os^"[code // len(PALETTE) % 3]}
-    axes.scatter(*at, s=8, alpha=0.6, linewidths=0, label=label, **style)
-axes.set(xlabel="first component", ylabel="second component", xticks=[], yticks=[])
-legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=7, markerscale=2)
+# %% [markdown]
+# The scored cells on the first two of these components, a thousand of them at most: one figure for every data set whose
+# run, recorded or this one, has kept them; the heaviest tier of each.
+
+# %% tags=["hide-input"] mystnb={"image": {"alt": "For each data set a scatter plot of the first two principal components of the medium auto-encoder's latents of the scored cells, one colour and marker per class."}}
+keep_components(run, cells, components, dataset=name, method="medium")
+on_map = records.drawn_points(run, "components")
+for (of_set, of_tier), own in on_map.groupby(["dataset", "tier"], sort=False):
+    own = own.sample(frac=1, random_state=0)  # no class lies on top of all others
+    names = own["class"].astype(str)
+    looks = {
+        label: {"color": PALETTE[number % len(PALETTE)], "marker": "os^"[number // len(PALETTE) % 3]}
+        for number, label in enumerate(sorted(set(names)))
+    }
+    figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    for marker, at in own.groupby(names.map(lambda label: looks[label]["marker"])):
+        colours = [looks[label]["color"] for label in names[at.index]]
+        axes.scatter(at["x"], at["y"], s=8, alpha=0.6, linewidths=0, c=colours, marker=marker)
+    axes.set(xlabel="first component", ylabel="second component", xticks=[], yticks=[])
+    axes.set_title(f"{of_set}, {of_tier}")
+    handles = [plt.Line2D([], [], ls="", ms=4, label=label, **look) for label, look in looks.items()]
+    legend = figure.legend(handles=handles, loc="outside right center", fontsize=7)
 
 # %% [markdown]
 # ## All embeddings
@@ -542,10 +557,11 @@ figure = score_figure(points, label="macro F1", order=[*METHODS, *external], tit
 # (curves)=
 # ### Curves (Figure 14)
 #
-# Mean over the groups, and over classes where there are more than two; first seed. Recorded sets with two classes come
-# first.
+# Mean over the groups, and over classes where there are more than two. Recorded sets with two classes come first. The
+# curves are those of the first seed, with the cells of all folds ranked together; areas in the tables above are means
+# over seeds and folds, so that networks may be in another order there.
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "For each data set shown, left the true positive rate against the false positive rate, right the precision against the recall, one line per embedding; random numbers run along the diagonal on the left. Areas under the curves stand in the tables above."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "For each data set shown, left the true positive rate against the false positive rate, right the precision against the recall, one line per embedding; random numbers run along the diagonal on the left. Areas of all seeds stand in the tables above."}}
 drawn = heaviest(rows[rows["metric"].isin(["roc_curve", "pr_curve"])])
 two = set(rows.loc[rows["item"] == "Table 17", "dataset"])
 shown = sorted(drawn["dataset"].unique(), key=lambda data_set: data_set not in two)[:2]
@@ -563,7 +579,8 @@ for line, data_set in zip(panels, shown, strict=True):
             axes.plot(x, own["value"], dashes, color=PALETTE[number % len(PALETTE)], lw=1.4, label=label)
         axes.set(ylim=(0, 1.02), xlim=(0, 1))
         axes.grid(color="0.9")
-    line[0].set(ylabel="true positive rate", title=f"{data_set}: ROC")
+    at = drawn.loc[drawn["dataset"] == data_set, "tier"].iloc[0]
+    line[0].set(ylabel="true positive rate", title=f"{data_set}, {at}: ROC")
     line[1].set(ylabel="precision", title="precision-recall")
 panels[-1, 0].set_xlabel("false positive rate")
 panels[-1, 1].set_xlabel("recall")
