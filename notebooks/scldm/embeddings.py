@@ -564,7 +564,7 @@ figure = score_figure(points, label="macro F1", order=[*METHODS, *external], tit
 # %% tags=["hide-input"] mystnb={"image": {"alt": "For each data set shown, left the true positive rate against the false positive rate, right the precision against the recall, one line per embedding; random numbers run along the diagonal on the left. Areas of all seeds stand in the tables above."}}
 drawn = heaviest(rows[rows["metric"].isin(["roc_curve", "pr_curve"])])
 two = set(rows.loc[rows["item"] == "Table 17", "dataset"])
-shown = sorted(drawn["dataset"].unique(), key=lambda data_set: data_set not in two)[:2]
+shown = sorted(drawn["dataset"].unique(), key=lambda data_set: data_set not in two)
 figure, panels = plt.subplots(
     len(shown), 2, figsize=(7, 2.7 * len(shown) + 0.8), squeeze=False, sharex=True, layout="constrained"
 )

@@ -8,7 +8,10 @@ from anndata import AnnData
 
 from screpro.errors import ScreproError
 
-__all__ = ["log_cp10k", "log_normalise", "variable_panel"]
+__all__ = ["SPANS", "log_cp10k", "log_normalise", "most_variable", "variable_panel"]
+
+SPANS = (0.3, 0.6, 1.0)
+"""Shares of the genes that seurat_v3's local fit looks at; the first is scanpy's default."""
 
 
 def log_normalise(adata: AnnData, *, target_sum: float = 1e4) -> AnnData:
@@ -73,6 +76,43 @@ def log_cp10k(counts: sp.csr_matrix) -> sp.csr_matrix:
     return scaled
 
 
+def most_variable(counts: sp.csr_matrix, n_genes: int) -> np.ndarray:
+    """Which genes (G,) are the `n_genes` whose counts vary most for their mean: scanpy's "seurat_v3".
+
+    Its local fit of variance against mean has no solution where many genes have the same mean, as in a few hundred
+    cells. There it is fitted with the next of `SPANS`.
+
+    Raises
+    ------
+    ScreproError
+        No span has a fit, or the package that fits is not installed.
+    """
+    import scanpy as sc
+
+    for span in SPANS:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = sc.pp.highly_variable_genes(
+                    AnnData(counts), flavor="seurat_v3", n_top_genes=n_genes, span=span, inplace=False
+                )
+            return found["highly_variable"].to_numpy()
+        except ImportError:
+            raise ScreproError(
+                "seurat_v3 fits its curve with scikit-misc.",
+                got="scikit-misc is not installed",
+                fix="pip install scikit-misc",
+            ) from None
+        except ValueError as error:
+            said = error.args[0] if error.args else "a fit that failed"
+    said = said.decode(errors="replace") if isinstance(said, bytes) else str(said)  # the fit is Fortran's
+    raise ScreproError(
+        "seurat_v3 fits a curve through the variances of many genes.",
+        got=f"{counts.shape[0]} cells x {counts.shape[1]} genes: {said.strip()}",
+        fix="take more cells, or keep all genes",
+    )
+
+
 def variable_panel(counts: sp.csr_matrix, n_genes: int | None) -> np.ndarray:
     """Ascending columns of the `n_genes` most variable genes; None or too many: all genes that occur.
 
@@ -81,14 +121,14 @@ def variable_panel(counts: sp.csr_matrix, n_genes: int | None) -> np.ndarray:
     seen = np.flatnonzero(counts.getnnz(axis=0) > 0)
     if n_genes is None or n_genes >= len(seen):
         return seen
+    if (counts.data % 1 == 0).all():
+        return seen[most_variable(counts[:, seen], n_genes)]
     import scanpy as sc
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = (counts.data % 1 == 0).all()
-        flavor = "seurat_v3" if whole else "seurat"
-        found = sc.pp.highly_variable_genes(AnnData(counts[:, seen]), n_top_genes=n_genes, flavor=flavor, inplace=False)
-    if not whole:  # scanpy keeps every gene that is level with the last one
-        spread = found["dispersions_norm"].fillna(-np.inf).to_numpy()
-        return seen[np.sort(np.argsort(-spread, kind="stable")[:n_genes])]
-    return seen[found["highly_variable"].to_numpy()]
+        found = sc.pp.highly_variable_genes(
+            AnnData(counts[:, seen]), n_top_genes=n_genes, flavor="seurat", inplace=False
+        )
+    spread = found["dispersions_norm"].fillna(-np.inf).to_numpy()  # scanpy keeps every gene that is level with the last
+    return seen[np.sort(np.argsort(-spread, kind="stable")[:n_genes])]

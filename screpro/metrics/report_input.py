@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from screpro.data.preprocess import log_cp10k
+from screpro.data.preprocess import log_cp10k, most_variable
 from screpro.errors import ScreproError
 
 if TYPE_CHECKING:
@@ -104,30 +104,13 @@ def variable_genes(counts: sparse.csr_matrix, n_genes: int) -> np.ndarray:
     ScreproError
         `n_genes` is not between 2 and the number of genes, or the fit of variance against mean has too little to fit.
     """
-    import scanpy as sc
-    from anndata import AnnData
-
     if not 2 <= n_genes <= counts.shape[1]:
         raise ScreproError(
             f"--hvg is between 2 and the number of genes, {counts.shape[1]}.",
             got=n_genes,
             fix="choose more genes, or leave --hvg out to keep all" if n_genes < 2 else "choose fewer genes",
         )
-    try:
-        found = sc.pp.highly_variable_genes(AnnData(counts), flavor="seurat_v3", n_top_genes=n_genes, inplace=False)
-    except ImportError:
-        raise ScreproError(
-            "seurat_v3 fits its curve with scikit-misc.",
-            got="scikit-misc is not installed",
-            fix="pip install scikit-misc",
-        ) from None
-    except ValueError as error:
-        said = error.args[0] if error.args else "a fit that failed"
-        said = said.decode(errors="replace") if isinstance(said, bytes) else str(said)  # the fit is Fortran's
-        raise ScreproError(
-            "seurat_v3 fits a curve through the variances of many genes.", got=said.strip(), fix="leave --hvg out"
-        ) from None
-    return np.flatnonzero(found["highly_variable"].to_numpy())
+    return np.flatnonzero(most_variable(counts, n_genes))
 
 
 def groups_of(real: "AnnData", generated: "AnnData", by: str | None, *, notes: list[str]) -> list[Group]:

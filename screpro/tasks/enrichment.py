@@ -107,6 +107,7 @@ def slope_scores(profiles: np.ndarray, sets: Sequence[np.ndarray]) -> np.ndarray
         member[each, k] = 1
     size = member.sum(0)
     left = profiles - profiles.mean(1, keepdims=True)
+    left[np.ptp(profiles, axis=1) == 0] = 0  # a rounded mean would leave a slope
     scale = np.sqrt(np.square(left).sum(1))[:, None] * np.sqrt(size * (1 - size / n))
     r = np.divide(left @ member, scale, out=np.zeros(scale.shape), where=scale > 0)
     return r * np.sqrt((n - 2) / np.maximum((1 - r) * (1 + r), 1e-15))

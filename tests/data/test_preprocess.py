@@ -68,3 +68,19 @@ def test_a_panel_is_the_genes_that_vary_beyond_their_mean():
     of_logs = variable_panel(x.log1p(), 20).tolist()  # within bins of few genes
     assert set(planted) <= set(of_logs) and len(of_logs) == 20
     assert 7 not in variable_panel(x, None) and len(variable_panel(x, None)) == len(variable_panel(x, 99)) == 59
+
+
+def test_few_cells_get_a_panel_where_the_usual_fit_has_no_solution():
+    """Most genes of a few cells have the same mean of one or two counts; the gene that varies is found all the same."""
+    import scanpy as sc
+
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(0.5, 0.04, 400), (300, 400))
+    counts[:, :20] = rng.poisson(rng.uniform(1, 8, 20), (300, 20))
+    counts[:, 5] = rng.permutation(np.repeat([0, 8], 150))
+    counts[0, counts.sum(0) == 0] = 1
+    x = sp.csr_matrix(counts.astype(np.float32))
+    with pytest.raises(ValueError, match=r"condition number|singularit"):
+        sc.pp.highly_variable_genes(AnnData(x), n_top_genes=20, flavor="seurat_v3", inplace=False)
+    panel = variable_panel(x, 20)
+    assert len(panel) == 20 and 5 in panel
