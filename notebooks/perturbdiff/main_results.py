@@ -656,11 +656,13 @@ points = records.drawn_points(run, "perturbations")
 each_score = {title: f.__name__ for title, f in TABLE_4.items() if f.__name__ in points}
 without = []
 for (of_set, of_tier), own in points.groupby(["dataset", "tier"], sort=False):
-    names = list(dict.fromkeys(own["perturbation"]))
-    if AGAINST not in set(own["method"]) or len(names) == 1:
-        without.append(f"- no figure of `{of_set}`, tier `{of_tier}`: {'a single perturbation' if len(names) == 1 else 'no STATE-like network'}")
+    own = {m: part.set_index("perturbation") for m, part in own.groupby("method")}
+    names = [name for name in own[AGAINST].index if all(name in part.index for part in own.values())] if AGAINST in own else []
+    if len(names) < 2 or len(own) < 2:
+        reason = "a single perturbation" if len(names) == 1 else "not both sides of the comparison were run on it"
+        without.append(f"- no figure of `{of_set}`, tier `{of_tier}`: {reason}")
         continue
-    own = {m: part.set_index("perturbation").loc[names] for m, part in own.groupby("method")}
+    own = {m: part.loc[names] for m, part in own.items()}
     of_method = {m: Scores({}, {k: part[k].to_numpy() for k in each_score.values()}, None) for m, part in own.items()}
     each = {title: metric for title, metric in each_score.items() if np.isfinite(of_method[AGAINST].each[metric]).any()}
     lines_of = -(-len(each) // 3)
@@ -704,7 +706,7 @@ Markdown("\n".join(without))
 # fewer genes.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two panels a data set on the same axes, truly changed genes left and unchanged genes right: share of genes whose adjusted p-value is at least as small as on the x axis, minus log ten from 0 to 10, as falling curves for half of the real cells in black, PerturbDiff in blue, its repaired version in orange and the STATE-like network in green. A dotted vertical line marks p = .05. A good method is high at that line on the left and low on the right."}}
-curves = records.drawn_points(run, "significance")
+curves = records.drawn_points(run, "significance", beside=CEILING)
 lines_of = list(curves.groupby(["dataset", "tier"], sort=False))
 styles = dict(zip((CEILING, FAITHFUL, REPAIRED, AGAINST), zip(("black", *PALETTE), ("-", "-", "--", "-."), strict=False), strict=True))
 shape = {"squeeze": False, "sharex": True, "sharey": True, "layout": "constrained"}
@@ -713,7 +715,7 @@ for line, ((of_set, of_tier), own) in zip(panels, lines_of, strict=True):
     for axes, side in zip(line, ("changed", "unchanged"), strict=True):
         for method, (colour, dashes) in styles.items():
             curve = own[own["method"] == method]
-            if side in curve:
+            if side in curve and curve[side].notna().any():
                 label = "real cells (halves)" if method == CEILING else titles[method]
                 axes.plot(curve["significance"], curve[side], dashes, color=colour, lw=1.8, label=label)
         axes.axvline(-np.log10(0.05), color="0.5", ls=":", lw=1)

@@ -429,7 +429,7 @@ by_set(part.assign(series=part["metric_variant"]), ["series", "method"], names)
 # Where a sign turns, or a difference comes within its error, the verdict below is one on short trainings.
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-CONTESTS = {  # claim and variant -> the two networks, the one that the claim has ahead first
+CONTESTS = {  # claim and variant -> the two networks
     ("L3", ""): ("scldm", "all_genes"),
     ("L20", "pooling"): ("scldm", "set_transformer"),
     ("L12", "width"): ("width_128", "width_32"),

@@ -382,7 +382,7 @@ keep_components(run, cells, components, dataset=name, method="medium")
 on_map = records.drawn_points(run, "components")
 for (of_set, of_tier), own in on_map.groupby(["dataset", "tier"], sort=False):
     own = own.sample(frac=1, random_state=0)  # no class lies on top of all others
-    names = own["class"].astype(str)
+    names = own["class"]
     looks = {
         label: {"color": PALETTE[number % len(PALETTE)], "marker": "os^"[number // len(PALETTE) % 3]}
         for number, label in enumerate(sorted(set(names)))
@@ -606,8 +606,9 @@ wide(again.assign(metric_variant=again["metric_variant"].replace("", "no penalty
 # %% [markdown]
 # Where the two columns rank the methods differently, the protocol measures how well 128 numbers suit an unpenalised
 # regression of few cells, besides what is in them: ten latents of scVI cannot separate by chance what 128 components
-# can. Random numbers show how far separating the training cells goes by itself. On `kang_9k` the penalty removes nearly all
-# differences between embeddings: which of them is ahead without one says little about what they hold.
+# can. Random numbers show how far separating the training cells goes by itself. On `kang_9k` the penalty
+# removes nearly all differences between learned embeddings and components: which of them is ahead without one says little
+# about what they hold.
 #
 # ### Scores of the positive class
 #

@@ -575,25 +575,28 @@ keep_markers(run, cells, samples, dataset=name)
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels a data set, one per generator: variance of every gene among generated cells against its variance among real test cells, both on logarithmic axes with a diagonal. Points below the diagonal are genes that vary too little."}}
 one_scale = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
-by_gene = records.drawn_points(run, "variances")
-pictured = list(by_gene.groupby(["dataset", "tier"], sort=False))
-figure, panels = plt.subplots(len(pictured), 3, figsize=(7, 0.5 + 2.4 * len(pictured)), **one_scale)
-real = by_gene.loc[by_gene["method"] == CEILING, "variance"]
-low, high = real.min() / 10, real.max() * 2  # genes that do not vary at all are drawn at the lower end
-for line, ((of_set, at), own) in zip(panels, pictured, strict=True):
-    truth = own[own["method"] == CEILING].set_index("gene")["variance"]
-    for axes, method in zip(line, short, strict=True):
-        found = own[own["method"] == method].set_index("gene")["variance"].reindex(truth.index)
-        if found.isna().all():  # not run
-            axes.set_axis_off()
-            continue
-        axes.plot(truth, found.clip(lower=low), ".", ms=3, color=PALETTE[0], alpha=0.5, mew=0)
-        axes.plot([low, high], [low, high], color="black", lw=0.8)
-        axes.set(xscale="log", yscale="log", xlim=(low * 5, high), ylim=(low / 2, high))
-        axes.set_title(f"{short[method]}, median {(found / truth).median():.2f}", fontsize=9)
-    line[0].set_ylabel(f"{of_set}, {at}", fontsize=9)
-figure.supxlabel("variance among real cells", fontsize=9)
-label = figure.supylabel("variance among generated cells", fontsize=9)
+by_gene = records.drawn_points(run, "variances", beside=CEILING)
+pictured = [(key, own) for key, own in by_gene.groupby(["dataset", "tier"], sort=False) if set(short) & set(own["method"])]
+if pictured:
+    figure, panels = plt.subplots(len(pictured), 3, figsize=(7, 0.5 + 2.4 * len(pictured)), **one_scale)
+    real = by_gene.loc[by_gene["method"] == CEILING, "variance"]
+    low, high = real.min() / 10, real.max() * 2  # genes that do not vary at all are drawn at the lower end
+    for line, ((of_set, at), own) in zip(panels, pictured, strict=True):
+        truth = own[own["method"] == CEILING].set_index("gene")["variance"]
+        for axes, method in zip(line, short, strict=True):
+            found = own[own["method"] == method].set_index("gene")["variance"].reindex(truth.index)
+            if found.isna().all():  # not run
+                axes.set_axis_off()
+                continue
+            axes.plot(truth, found.clip(lower=low), ".", ms=3, color=PALETTE[0], alpha=0.5, mew=0)
+            axes.plot([low, high], [low, high], color="black", lw=0.8)
+            axes.set(xscale="log", yscale="log", xlim=(low * 5, high), ylim=(low / 2, high))
+            axes.set_title(f"{short[method]}, median {(found / truth).median():.2f}", fontsize=9)
+        line[0].set_ylabel(f"{of_set}, {at}", fontsize=9)
+    figure.supxlabel("variance among real cells", fontsize=9)
+    label = figure.supylabel("variance among generated cells", fontsize=9)
+else:
+    print("None of the three generators was run, and no run that kept their cells is recorded.")
 
 # %% tags=["hide-input"]
 for setting in ("conditional", "unconditional", "unconditional, all genes"):  # the paper's figures are of the first
@@ -619,7 +622,7 @@ for setting in ("conditional", "unconditional", "unconditional, all genes"):  # 
 # every data set whose run, recorded or this one, has kept its cells; the heaviest tier of each.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Two rows of maps a data set, on the same axes. Top: unconditional cells of each generator in blue over real cells in grey. Bottom: conditional cells coloured by the type asked for, the first panel shows the real test cells coloured by type."}}
-on_map = records.drawn_points(run, "map").fillna({"kind": ""})
+on_map = records.drawn_points(run, "map", beside=TRAINING)
 dots = {"s": 5, "linewidths": 0, "rasterized": True}
 for (of_set, at), own in on_map.groupby(["dataset", "tier"], sort=False):
     ground, tested = (own[own["method"] == method] for method in (TRAINING, CEILING))
@@ -655,7 +658,7 @@ for (of_set, at), own in on_map.groupby(["dataset", "tier"], sort=False):
 # other cells), in real and in generated cells of that type. The number is the share of cells without a count of it.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "Three panels a data set, one per marker gene: distribution of its log expression in real cells of the type and in the cells each generator made for it, with the share of zeros written above."}}
-markers = records.drawn_points(run, "markers")
+markers = records.drawn_points(run, "markers", beside=CEILING)
 for (of_set, at), own in markers.groupby(["dataset", "tier"], sort=False):
     columns = [m for m in (CEILING, *short) if m in set(own["method"])]
     names = ["real" if m == CEILING else short[m].removesuffix("-like") for m in columns]

@@ -68,7 +68,7 @@ def records_hash(paper: str) -> str:
     top = paths.root() / "data"
     files = [p for p in (top / "paper").glob("*") if p.suffix in {".csv", ".toml", ".json"}]
     files += (top / "results" / paper).rglob("results.json")
-    files += (top / "results" / paper).glob("*/*/drawn/*.csv")
+    files += (top / "results" / paper).glob("*/*/drawn/[!.]*.json")
     files += (top / "results" / paper).glob("*.timings.json")
     lines = [f"{p.relative_to(top).as_posix()}:{file_hash(p)}" for p in sorted(files)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -330,9 +330,9 @@ def _place(source: Path, target: Path) -> None:
 def _export(folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "manifest.json").unlink(missing_ok=True)  # until the copy is whole, the folder does not count
-    for stale in (out / drawn.FOLDER).glob("*.csv"):
+    for stale in (out / drawn.FOLDER).glob("*"):
         stale.unlink()
-    pictured = sorted(file.relative_to(folder) for file in (folder / drawn.FOLDER).glob("*.csv"))
+    pictured = sorted(file.relative_to(folder) for file in (folder / drawn.FOLDER).glob(drawn.FILES))
     for name in ("results.json", "notebook.ipynb", *pictured, "manifest.json"):
         (out / name).parent.mkdir(exist_ok=True)
         _place(folder / name, out / name)

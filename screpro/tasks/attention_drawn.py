@@ -42,6 +42,6 @@ def keep_enrichment(
 
 def as_tables(points: pd.DataFrame, side: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores, and which pairs are enriched, as tables of types by tokens, from the points of one network."""
-    own = points[points["side"] == side].assign(type=lambda kept: kept["type"].astype(str))
+    own = points[points["side"] == side]
     by = {"index": "type", "columns": "token", "sort": False}
     return own.pivot_table(values="score", **by), own.pivot_table(values="enriched", **by).astype(bool)

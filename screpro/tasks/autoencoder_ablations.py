@@ -193,8 +193,9 @@ def compare(
     rates = best_rates(run, counts, protocol, methods)
     for split, seed, settings, uses in progress(_units(protocol, methods, rates), f"ablations on {protocol.dataset}"):
         unit = {"dataset": protocol.dataset, "split": str(split), "seed": seed}
-        side, last = bool(protocol.variant), uses[-1]
-        if run.done(**unit, method=last[1], metric="parameters", metric_variant=_variant(last[0], protocol)):
+        side = bool(protocol.variant)
+        written = [dict(method=name, metric_variant=_variant(question, protocol)) for question, name in uses]
+        if all(run.done(**unit, **own, metric="parameters") for own in written):
             continue
         if split not in panels:
             panels[split] = draw_panel(counts, protocol, split)

@@ -85,7 +85,10 @@ def keep_maps(
             pd.DataFrame({"kind": kind, "type": np.array(cells.types)[labels], "x": at[:, 0], "y": at[:, 1]})
             for kind, at in parts.items()
         ]
-        keep_drawn(run, "map", pd.concat(points).assign(chart=title), dataset=dataset, method=method)
+        whole = pd.concat(points)
+        keep_drawn(
+            run, "map", whole if method != TRAINING else whole.assign(chart=title), dataset=dataset, method=method
+        )
 
     def placed(x: sp.csr_matrix) -> np.ndarray:
         return made.transform(reference.points(x))

@@ -10,7 +10,7 @@ from screpro.tasks.perturbed_cells_scores import PairScorer
 
 __all__ = ["CONTROL", "REAL", "keep_changes", "keep_pairs", "keep_real_pairs"]
 
-CONTROL, REAL = "control_of_type", "real_cells"
+CONTROL, REAL = "control_cells", "real_cells"
 """Names of what a generator's cells are drawn beside."""
 
 PAIRS, CELLS = 2, 200
@@ -20,15 +20,15 @@ PAIRS, CELLS = 2, 200
 def keep_real_pairs(run: Run, scorer: PairScorer, *, dataset: str) -> None:
     """Keep the real cells of the first pairs, and the control cells of their types, on two principal components."""
     train = scorer.held.train
-    before = [normalised(train.counts[train.rows(k, 0)]) for k, _ in scorer.held.pairs[:PAIRS]]
+    before = [normalised(train.counts[_some(train.rows(k, 0))]) for k, _ in scorer.held.pairs[:PAIRS]]
     _keep(run, scorer, before, dataset=dataset, method=CONTROL)
-    _keep(run, scorer, [scorer.real[rows] for rows in scorer.rows[:PAIRS]], dataset=dataset, method=REAL)
+    _keep(run, scorer, [scorer.real[_some(rows)] for rows in scorer.rows[:PAIRS]], dataset=dataset, method=REAL)
 
 
 def keep_pairs(run: Run, scorer: PairScorer, made: sp.spmatrix, *, dataset: str, method: str) -> None:
     """Keep where the generated cells of the first pairs lie, from log-normalised cells (n, G) of all test labels."""
     made = sp.csr_matrix(made)
-    _keep(run, scorer, [made[rows] for rows in scorer.rows[:PAIRS]], dataset=dataset, method=method)
+    _keep(run, scorer, [made[_some(rows)] for rows in scorer.rows[:PAIRS]], dataset=dataset, method=method)
 
 
 def keep_changes(run: Run, scorer: PairScorer, made: sp.spmatrix, *, dataset: str, method: str) -> None:
@@ -45,10 +45,15 @@ def keep_changes(run: Run, scorer: PairScorer, made: sp.spmatrix, *, dataset: st
     keep_drawn(run, "changes", pd.DataFrame(points), dataset=dataset, method=method)
 
 
+def _some(rows: np.ndarray) -> np.ndarray:
+    """At most `CELLS` of them at random: the first ones of a file may be of one donor."""
+    return np.sort(np.random.default_rng(0).permutation(rows)[:CELLS])
+
+
 def _keep(run: Run, scorer: PairScorer, cells: list[sp.csr_matrix], *, dataset: str, method: str) -> None:
     fitted, parts = scorer.whole, []
     for pair, x in zip(scorer.held.pairs, cells, strict=False):
-        at = np.asarray(x[:CELLS] @ fitted.axes - fitted.mean @ fitted.axes)
+        at = np.asarray(x @ fitted.axes - fitted.mean @ fitted.axes)
         second = at[:, 1] if at.shape[1] > 1 else np.zeros(len(at))
         parts.append(pd.DataFrame({"pair": scorer.held.name(pair), "x": at[:, 0], "y": second}))
     keep_drawn(run, "pairs", pd.concat(parts), dataset=dataset, method=method)

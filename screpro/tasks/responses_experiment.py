@@ -275,6 +275,8 @@ def compare_methods(
 ) -> None:
     """Run every method with every seed and add its rows to `run`; what an interrupted run has measured stays.
 
+    Points of figures are kept of the first seed.
+
     Parameters
     ----------
     run

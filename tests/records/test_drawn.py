@@ -1,5 +1,6 @@
 """Points of figures: kept with a run, read back from recorded runs and from the one at hand."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -53,6 +54,38 @@ def test_points_come_back_to_four_digits_whatever_the_data_is_called(tmp_path, r
     assert set(points["run_id"]) == {"live"}
 
 
+def test_names_that_look_like_something_else_stay_names_and_missing_numbers_missing(tmp_path, recorded):
+    run = new_run(tmp_path / "live")
+    names = ["NA", "1", "null", "", "None", "é"]
+    kept = pd.DataFrame({"x": [1.0, np.nan, np.inf, 2.0, 0.0, -3.0], "type": names, "flag": [True, False] * 3})
+    records.keep_drawn(run, "map", kept, dataset="d", method="m")
+    points = records.drawn_points(run, "map")
+    assert points["type"].tolist() == names and points["flag"].tolist() == [1, 0] * 3
+    assert points["x"].isna().tolist() == [False, True, True, False, False, False]
+
+
+def test_points_of_another_ground_are_not_drawn_beside_it(tmp_path, recorded):
+    """Coordinates mean nothing on the map of another run."""
+    recorded("a", 1, ground=[1.0, 2.0], first=[10.0])
+    recorded("b", 2, ground=[1.0, 2.0], second=[20.0])
+    run = new_run(tmp_path / "live", "laptop")
+    assert set(records.drawn_points(run, "map", beside="ground")["method"]) == {"ground", "first", "second"}
+    records.keep_drawn(run, "map", pd.DataFrame({"x": [1.0, 3.0]}), dataset="d", method="ground")
+    records.keep_drawn(run, "map", pd.DataFrame({"x": [30.0]}), dataset="d", method="second")
+    points = records.drawn_points(run, "map", beside="ground")
+    assert points.groupby("method")["x"].agg(list).to_dict() == {"ground": [1.0, 3.0], "second": [30.0]}
+    assert set(records.drawn_points(run, "map")["method"]) == {"ground", "first", "second"}
+
+
+@pytest.mark.parametrize("text", ["{", '{"schema": "other/1", "columns": {}}', "[]"])
+def test_a_file_that_is_none_of_ours_is_told(tmp_path, recorded, text):
+    run = new_run(tmp_path / "live")
+    records.keep_drawn(run, "map", pd.DataFrame({"x": [1.0]}), dataset="d", method="m")
+    next((run.folder / "drawn").iterdir()).write_text(text)
+    with pytest.raises(ScreproError, match=r"Points of a figure"):
+        records.drawn_points(run, "map")
+
+
 def test_of_a_method_the_last_run_counts_and_the_run_at_hand_before_recorded_ones(tmp_path, recorded):
     recorded("b", 1, first=[1.0, 2.0], second=[3.0])
     recorded("a", 2, first=[4.0])
@@ -91,5 +124,5 @@ def test_pages_are_made_again_when_recorded_points_change(tmp_path, monkeypatch)
     folder = tmp_path / "data" / "results" / "scldm" / "page" / "laptop-d" / "drawn"
     folder.mkdir(parents=True)
     before = keys.records_hash("scldm")
-    (folder / "map.m.d.csv").write_text("x\n1\n")
+    (folder / "map.m.d.json").write_text("{}")
     assert keys.records_hash("scldm") != before

@@ -192,7 +192,7 @@ def test_page_carries_sheet_values_and_provenance_and_no_noise(finished, place):
 
 
 def test_out_gets_a_copy_and_a_chosen_run_is_not_placed_beside_the_source(finished, place):
-    for name in ("manifest.json", "results.json", "notebook.ipynb", "drawn/map.m.d.csv"):
+    for name in ("manifest.json", "results.json", "notebook.ipynb", "drawn/map.m.d.json"):
         assert (place / "recorded" / name).read_bytes() == (finished.folder / name).read_bytes()
     assert not (place / "demo" / "small.ipynb").exists()
 

@@ -1,7 +1,6 @@
 """Points of the heat maps of attention: what is drawn is what the rows of the run say."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
@@ -70,10 +69,3 @@ def test_a_token_that_looks_at_the_markers_of_a_type_is_marked_there_alone(run, 
     # a decoder whose genes attend to all tokens alike tells nothing
     scores, marked = as_tables(points, SIDES[1])
     assert (scores == 0).all(axis=None) and not marked.any(axis=None)
-
-
-def test_tables_of_runs_with_other_types_can_be_laid_side_by_side():
-    points = pd.DataFrame({"side": ENCODER, "type": [7, 7, 5, 5], "token": [0, 1, 0, 1], "score": [1.0, 2, 3, 4]})
-    scores, marked = as_tables(points.assign(enriched=[0, 1, 0, 0]), ENCODER)
-    assert list(scores.index) == ["7", "5"] and scores.loc["5", 1] == 4
-    assert marked.to_numpy().tolist() == [[False, True], [False, False]]

@@ -96,6 +96,38 @@ def test_experiment(counts, tmp_path, monkeypatch):
         compare(run, counts, PROTOCOL, ["scldm", "wider"])
 
 
+def test_a_killed_side_question_brings_back_the_rows_that_its_kill_cost(counts, tmp_path, monkeypatch):
+    """What was last written is forgotten with every variant of it, also that of the main comparison."""
+    monkeypatch.setenv("SCREPRO_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("SCREPRO_RUN_ID", "killed")
+    names = ["scldm", "all_genes", "layers_1", "layers_4"]
+    side = replace(PROTOCOL, settings=replace(SMALL, epochs=2), variant="longer")
+
+    def everything(stop_after=None):
+        real, count = autoencoder.train, []
+
+        def train(*args, **kwargs):
+            count.append(1)
+            if stop_after is not None and len(count) > stop_after:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        run = records.start("scldm/ablations", tier="ci")
+        with monkeypatch.context() as patch:
+            patch.setattr(autoencoder, "train", train)
+            for protocol in (PROTOCOL, side):
+                compare(run, counts, protocol, names)
+        return run.frame()
+
+    with pytest.raises(KeyboardInterrupt):
+        everything(stop_after=4)  # in the second network of the side question
+    found = everything()
+    for protocol, item in ((PROTOCOL, "Figure 4"), (side, "X-longer")):
+        own = found[(found["item"] == item) & (found["metric"] == "re_nb_nll")]
+        asked = own[own["metric_variant"].str.startswith("layers")]
+        assert set(asked["method"]) == {"layers_1", "layers_4"}, protocol.variant
+
+
 def test_widths_and_depths_take_their_own_rates(counts, tmp_path, monkeypatch):
     monkeypatch.setenv("SCREPRO_RUN_DIR", str(tmp_path))
     monkeypatch.setenv("SCREPRO_RUN_ID", "rates")

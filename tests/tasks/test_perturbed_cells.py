@@ -196,10 +196,10 @@ def test_the_experiment_writes_rows_once(held, tmp_path, monkeypatch):
     assert len(run.frame()) == len(rows)
 
     on_map = records.drawn_points(run, "pairs")
-    assert set(on_map["method"]) == {"scldm", "mean_shift", "control_of_type", "real_cells"}
+    assert set(on_map["method"]) == {"scldm", "control_cells", "real_cells"}
     n = len(held.test.rows(*held.pairs[0]))
     of_pair = on_map[on_map["pair"] == held.name(held.pairs[0])].groupby("method").size()
-    assert (of_pair[["scldm", "mean_shift", "real_cells"]] == min(200, n)).all()
+    assert (of_pair[["scldm", "real_cells"]] == min(200, n)).all()
     changes = records.drawn_points(run, "changes")
     assert set(changes["method"]) == {"scldm", "mean_shift"} and set(changes["gene"]) == set(held.train.genes)
 
