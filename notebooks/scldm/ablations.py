@@ -416,7 +416,7 @@ records.tried_table(rows, "learning_rate", metric="re_nb_nll", titles=titles) or
 )
 
 # %% tags=["hide-input"]
-part = rows[(rows["item"] == "Figure 4") & rows["metric"].isin(["re_nb_nll", "latent_spread", "seconds"])]
+part = rows[rows["item"].isin(["Figure 4", "X-longer"]) & rows["metric"].isin(["re_nb_nll", "latent_spread", "seconds"])]
 names = {"re_nb_nll": "RE (nats)", "latent_spread": "spread of the latents", "seconds": "seconds an epoch"}
 by_set(part.assign(series=part["metric_variant"]), ["series", "method"], names)
 

@@ -197,6 +197,15 @@ def test_out_gets_a_copy_and_a_chosen_run_is_not_placed_beside_the_source(finish
     assert not (place / "demo" / "small.ipynb").exists()
 
 
+def test_a_copy_has_the_points_of_its_run_and_no_others(finished, place):
+    (place / "recorded" / "drawn" / "old.m.d.json").write_text("{}")
+    half_written = finished.folder / "drawn" / ".map.m.d.json.1234.json"
+    half_written.write_text("{")
+    runner.run(place / "demo" / "small.py", given(place), out=place / "recorded")
+    half_written.unlink()
+    assert [file.name for file in (place / "recorded" / "drawn").iterdir()] == ["map.m.d.json"]
+
+
 def test_same_run_is_not_executed_again_and_shows_changed_prose(finished, place, monkeypatch):
     monkeypatch.setattr(execute, "execute", lambda *a, **k: pytest.fail("executed again"))
     source = place / "demo" / "small.py"

@@ -8,6 +8,7 @@ from screpro import records
 from screpro.data import simulate
 from screpro.errors import ScreproError
 from screpro.tasks import autoencoder
+from screpro.records.results import Run
 from screpro.tasks import perturbed_cells_experiment as experiment
 from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.flow import FlowSettings
@@ -202,6 +203,21 @@ def test_the_experiment_writes_rows_once(held, tmp_path, monkeypatch):
     assert (of_pair[["scldm", "real_cells"]] == min(200, n)).all()
     changes = records.drawn_points(run, "changes")
     assert set(changes["method"]) == {"scldm", "mean_shift"} and set(changes["gene"]) == set(held.train.genes)
+
+
+@pytest.mark.usefixtures("no_records")
+def test_figures_show_the_first_seed(held, tmp_path):
+    kept = []
+    for number, seeds in enumerate(([1], [1, 0], [0])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run = Run("scldm/perturbation", tier="ci", folder=folder, run_id="test")
+        protocol = experiment.Protocol(
+            "simulated", seeds, AE, FLOW, options={"scvi": {"epochs": 1}}, weights=(1,), sampler_steps=2
+        )
+        experiment.compare_methods(run, held, protocol, ["scldm"])
+        kept.append(records.drawn_points(run, "changes")["generated"].tolist())
+    assert kept[0] == kept[1] != kept[2]
 
 
 def test_told_from_control(held):
