@@ -7,8 +7,8 @@ import scipy.sparse as sp
 from screpro import records
 from screpro.data import simulate
 from screpro.errors import ScreproError
-from screpro.tasks import autoencoder
 from screpro.records.results import Run
+from screpro.tasks import autoencoder
 from screpro.tasks import perturbed_cells_experiment as experiment
 from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.flow import FlowSettings
