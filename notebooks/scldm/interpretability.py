@@ -389,8 +389,8 @@ Markdown("\n".join([head, *sorted(lines)]) if lines else "One of the two methods
 # anything learned, whatever the claim's rule says of it. In the reading that L16 counts, the encoder among all genes,
 # leaving out cells that do not express a gene did not remove enrichment from untrained networks: on `mca_gut` they have
 # more, on `pbmc_facs_zheng` nearly as many types. The *decoder* is ahead of untrained networks on both, which have none.
-# Against the other tokens of the encoder a third of the types of `pbmc_facs_zheng` is enriched, and hardly one of
-# `mca_gut`, where single tokens differ little in what they look at.
+# Against the other tokens of the encoder a third of the types of `pbmc_facs_zheng` is enriched and few of `mca_gut`, where
+# single tokens differ little in what they look at.
 
 # %% [markdown]
 # ## Do tokens come back in another training?
