@@ -14,6 +14,7 @@ from screpro import paths
 from screpro.errors import ScreproError
 from screpro.records import manifest, results
 from screpro.records.results import TIERS, Run
+from screpro.records.stored import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,18 +82,7 @@ def _value(value: object) -> str | int | float | None:
 def _read(file: Path) -> "pd.DataFrame":
     import pandas as pd
 
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ScreproError("Points of a figure are JSON.", got=f"{file}: {error}", fix="record the run again") from None
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
-        raise ScreproError(
-            f"Points of a figure have schema {SCHEMA}.",
-            got=f"{schema!r} in {file}",
-            fix="use the version of screpro that wrote them, or record the run again",
-        )
-    return pd.DataFrame(content["columns"])
+    return pd.DataFrame(read_json(file, SCHEMA, what="a file of points")["columns"])
 
 
 def drawn_points(run: Run, figure: str, *, beside: str | None = None) -> "pd.DataFrame":

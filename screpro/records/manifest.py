@@ -17,6 +17,7 @@ from typing import Any
 
 from screpro import paths
 from screpro.errors import ScreproError
+from screpro.records.stored import check_schema, read_json
 
 __all__ = ["SCHEMA", "device_name", "git_state", "latest", "packages", "read", "write"]
 
@@ -58,13 +59,7 @@ def check(content: Any, where: str) -> dict[str, Any]:
     ScreproError
         Another schema version, a field missing, unknown or of the wrong type.
     """
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
-        raise ScreproError(
-            f"a manifest has schema {SCHEMA}",
-            got=f"{schema!r} in {where}",
-            fix="use the version of screpro that wrote it, or record the run again",
-        )
+    check_schema(content, SCHEMA, what="a manifest", where=where)
     odd = set(content) ^ (set(FIELDS) | {"schema"})
     odd |= {f for f, kind in FIELDS.items() if f in content and not isinstance(content[f], kind)}
     if odd:
@@ -88,13 +83,11 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     path = path / "manifest.json" if path.is_dir() else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, SCHEMA, what="a manifest")
     except FileNotFoundError:
         raise ScreproError(
             "a finished run has a manifest", got=f"no {path}", fix="run the notebook to its end"
         ) from None
-    except ValueError as error:
-        raise ScreproError("a manifest is JSON", got=f"{path}: {error}", fix="record the run again") from None
     return check(content, str(path))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from screpro import paths
 from screpro.errors import ScreproError
+from screpro.records.stored import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,18 +146,9 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a results file as dictionaries, checked against the schema."""
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, SCHEMA, what="a results file")
     except FileNotFoundError:
         raise ScreproError("a results file exists", got=str(path), fix="run the notebook first") from None
-    except ValueError as error:
-        raise ScreproError("a results file is JSON", got=f"{path}: {error}", fix="record the run again") from None
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
-        raise ScreproError(
-            f"a results file has schema {SCHEMA}",
-            got=f"{schema!r} in {path}",
-            fix="use the version of screpro that wrote it, or record the run again",
-        )
     columns = content["columns"]
     rows = []
     for row in content["rows"]:

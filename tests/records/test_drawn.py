@@ -82,7 +82,7 @@ def test_a_file_that_is_none_of_ours_is_told(tmp_path, recorded, text):
     run = new_run(tmp_path / "live")
     records.keep_drawn(run, "map", pd.DataFrame({"x": [1.0]}), dataset="d", method="m")
     next((run.folder / "drawn").iterdir()).write_text(text)
-    with pytest.raises(ScreproError, match=r"Points of a figure"):
+    with pytest.raises(ScreproError, match="a file of points"):
         records.drawn_points(run, "map")
 
 
