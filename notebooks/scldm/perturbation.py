@@ -361,13 +361,10 @@ pd.DataFrame(table, index=[held.name(pair) for pair in held.pairs]).round(2).hea
 # ## All methods
 #
 # scVI, CPA and the STATE-like transformer each take control cells of the type and change them: scVI encodes a control
-# cell and decodes it as perturbed, one draw from its likelihood; CPA exchanges a vector in its code and answers with a
-# mean; the transformer maps a *set* of control cells to a set. scGPT needs a package and weights that cannot be had
-# from a package registry; {src}`screpro.baselines.scgpt_adapter` runs it where they are there and `methods` names it.
-# Where they are not, one line says what is missing and the other methods run.
-#
-# A mean has too little spread for distances between crowds of cells, so that being ahead of this CPA on W2, MMD² or FD says
-# little. On [PerturbDiff's page](../perturbdiff/main_results) CPA adds what it changes to the control cell instead.
+# cell and decodes it as perturbed, one draw from its likelihood; CPA exchanges a vector in its code and adds what that
+# changes to the cell; the transformer maps a *set* of control cells to a set. scGPT needs a package and weights that
+# cannot be had from a package registry; {src}`screpro.baselines.scgpt_adapter` runs it where they are there and
+# `methods` names it. Where they are not, one line says what is missing and the other methods run.
 
 # %% tags=["hide-input"]
 def scgpt_missing():

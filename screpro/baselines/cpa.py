@@ -64,6 +64,17 @@ class Cpa(nn.Module):
         free = _Reversed.apply(z, weight)
         return self.decode(z, cell_type, state), self.type_reader(free), self.state_reader(free)
 
+    @torch.no_grad()
+    def exchanged(self, x: Tensor, cell_type: Tensor, state: Tensor, *, keep_rest: bool) -> Tensor:
+        """Control cells (n, G) as they would be in `state` (n,).
+
+        With `keep_rest` the exchange of the vector is added as a change to the cell, which keeps what the code has not;
+        values may fall below 0. Otherwise the answer is the decoded mean.
+        """
+        z = self.encoder(x)
+        made = self.decode(z, cell_type, state)
+        return made + x - self.decode(z, cell_type, torch.zeros_like(state)) if keep_rest else made
+
 
 def cpa(
     train: "StateCells",

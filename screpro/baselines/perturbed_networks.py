@@ -1,6 +1,7 @@
 """scVI and CPA as makers of cells of a pair of type and perturbation never seen: what each is asked, and how.
 
-Both start from control cells of the type. scVI answers with counts drawn from its likelihood, CPA with decoded means.
+Both start from control cells of the type. scVI answers with counts drawn from its likelihood, CPA adds what it changes
+to the control cell.
 """
 
 from typing import TYPE_CHECKING
@@ -80,30 +81,24 @@ def cpa(
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     weight_decay: float = 1e-6,
+    keep_rest: bool = True,
 ) -> np.ndarray:
     """CPA (``screpro.baselines.cpa``) with any number of perturbations: the control's vector is exchanged.
 
-    It answers with the decoded mean of a cell, not with a draw, as CPA's Gaussian variant is used.
+    `adversarial` weighs how hard the encoder works against the classifiers of type and perturbation. `keep_rest` adds
+    what the exchange changes to the control cell, and what would fall below 0 stays there; otherwise the answer is the
+    decoded mean.
     """
     import torch
     import torch.nn.functional as F
     from torch import nn
 
     from screpro.baselines.cpa import Cpa
-    from screpro.baselines.perturbation_networks import stack, train_network
-    from screpro.kernels.linear import Linear
+    from screpro.baselines.perturbation_networks import train_network
     from screpro.tasks.perturbed_cells import normalised
 
     x = torch.from_numpy(normalised(train.counts).toarray())
     kind, given = torch.from_numpy(train.cell_type), torch.from_numpy(train.perturbation)
-    n_types, n_perturbations = len(train.types), len(train.perturbations)
-
-    def make() -> Cpa:
-        model = Cpa(x.shape[1], n_types, width, layers, latent, dropout=dropout)
-        if n_perturbations > 2:
-            model.state_vectors = nn.Embedding(n_perturbations, latent)
-            model.state_reader = nn.Sequential(stack(latent, 64, 2, dropout=dropout), Linear(64, n_perturbations))
-        return model
 
     def loss(model: nn.Module, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         decoded, types, states = model(x[rows], kind[rows], given[rows], adversarial)
@@ -111,7 +106,9 @@ def cpa(
         return error + F.cross_entropy(types, kind[rows]) + F.cross_entropy(states, given[rows])
 
     model, _ = train_network(
-        make,
+        lambda: Cpa(
+            x.shape[1], len(train.types), width, layers, latent, dropout=dropout, n_states=len(train.perturbations)
+        ),
         loss,
         len(x),
         epochs=epochs,
@@ -123,5 +120,5 @@ def cpa(
         title="CPA",
     )
     rows = controls_of(train, cell_type=cell_type, perturbation=perturbation, seed=seed)
-    with torch.no_grad():
-        return model.decode(model.encoder(x[rows]), kind[rows], torch.from_numpy(perturbation)).numpy()
+    made = model.exchanged(x[rows], kind[rows], torch.from_numpy(perturbation), keep_rest=keep_rest).numpy()
+    return np.maximum(made, 0) if keep_rest else made

@@ -143,14 +143,10 @@ def cpa(
     own = _covariate(controls, len(controls.batches))[rows]
     wanted = torch.from_numpy(np.searchsorted(covariates, own).clip(max=len(covariates) - 1))
     parts = []
-    with torch.no_grad():
-        for first in range(0, len(rows), 4096):
-            piece = slice(first, first + 4096)
-            before = torch.from_numpy(gather(controls.x, rows[piece]))
-            z, state = model.encoder(before), torch.from_numpy(asked.perturbation[piece])
-            made = model.decode(z, wanted[piece], state)
-            if keep_rest:
-                made += before - model.decode(z, wanted[piece], torch.zeros_like(state))
-            parts.append(made.numpy())
+    for first in range(0, len(rows), 4096):
+        piece = slice(first, first + 4096)
+        before = torch.from_numpy(gather(controls.x, rows[piece]))
+        state = torch.from_numpy(asked.perturbation[piece])
+        parts.append(model.exchanged(before, wanted[piece], state, keep_rest=keep_rest).numpy())
     made = np.concatenate(parts)
     return nonnegative(made, asked) if keep_rest else made
