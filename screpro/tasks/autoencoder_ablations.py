@@ -109,8 +109,8 @@ LONGER = (
 )
 """Networks that decide claims L3, L12 and L20: these are also trained for longer."""
 
-RATED = ("width", "layers")
-"""Variants of the questions whose networks take a rate of their own."""
+RATED = ("", "width", "tokens", "layers", "pooling")
+"""Variants of the questions, those of L3, L12 and L20, whose networks take a rate of their own."""
 
 GENERATED = ("scldm", "gaussian")
 """Networks whose latents also get a flow, for questions N1 and N2."""
@@ -177,7 +177,7 @@ def compare(
     methods
         Names of `METHODS`.
     trained
-        Networks by (split, seed, method) that exist already.
+        Default networks by (split, seed, "scldm") that exist already.
 
     Notes
     -----
@@ -200,14 +200,15 @@ def compare(
         if split not in panels:
             panels[split] = draw_panel(counts, protocol, split)
         panel = panels[split]
-        names = {name for _, name in uses}
-        model = next((m for name in names if (m := (trained or {}).get((split, seed, name))) is not None), None)
+        names, asked = {name for _, name in uses}, {question.variant for question, _ in uses}
+        plain = settings == protocol.settings  # not the default at a rate of its own
+        model = (trained or {}).get((split, seed, "scldm")) if plain and not side else None
         if model is None:
             model = autoencoder.train(
                 panel.train, settings, seed=seed, threads=protocol.threads, title=min(names)
             ).model
         sizes = {"n_real": panel.test.shape[0], "n_genes": panel.test.shape[1]}
-        for name in sorted(names.intersection(() if side else GENERATED)):
+        for name in sorted(names.intersection(GENERATED if "likelihood" in asked and not side else ())):
             add_generation(run, model, panel, protocol, method=name, seed=seed, unit=unit)
         scores = reconstruction_scores(model, panel.test, seed=seed)
         cost = {
@@ -216,7 +217,7 @@ def compare(
             "parameters": (float(sum(p.numel() for p in model.parameters())), ""),
         }
         scores["latent_spread"] = (latent_spread(model, panel.test), "higher", "standard deviation between cells")
-        if "scldm" in names and not side:
+        if plain and "scldm" in names and not side:
             rows = {"item": "X-padding", "metric_variant": "padding", **unit, **sizes}
             for method, latents in {"scldm": None, "padded": padded_latents(model, panel.test, panel.train)}.items():
                 own = scores if latents is None else reconstruction_scores(model, panel.test, seed=seed, z=latents)

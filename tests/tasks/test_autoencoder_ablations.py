@@ -11,6 +11,7 @@ from screpro import records
 from screpro.errors import ScreproError
 from screpro.metrics.reconstruction import re_nb_nll
 from screpro.tasks import autoencoder
+from screpro.tasks import autoencoder_ablations as ablations
 from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.autoencoder_ablations import METHODS, QUESTIONS, Ablation, _units, best_rates, compare, draw_panel
 from screpro.tasks.autoencoder_prior import DISTANCES, distances, generated_cells, shuffled_genes
@@ -141,8 +142,8 @@ def test_widths_and_depths_take_their_own_rates(counts, tmp_path, monkeypatch):
     real = autoencoder.train
     monkeypatch.setattr(autoencoder, "train", train)
     assert best_rates(run, counts, PROTOCOL, list(METHODS)) == {}
-    rates = best_rates(run, counts, protocol, ["width_32", "layers_1", "layers_2", "tokens_4", "scldm"])
-    assert set(rates) == {"width_32", "layers_1", "layers_2"} and set(rates.values()) <= {3e-3, 1e-7}
+    rates = best_rates(run, counts, protocol, ["width_32", "layers_1", "all_genes", "gaussian"])
+    assert set(rates) == {"width_32", "layers_1", "all_genes"} and set(rates.values()) <= {3e-3, 1e-7}
     assert len(trained) == 6  # three networks at two rates each
     rows = run.frame()
     tried = rows[rows["item"] == "tuning"]
@@ -155,6 +156,22 @@ def test_widths_and_depths_take_their_own_rates(counts, tmp_path, monkeypatch):
     assert {rate for (variant, _), rate in chosen.items() if variant != "width"} == {3e-3}
     assert best_rates(run, counts, protocol, ["width_32"]) == {"width_32": rates["width_32"]}
     assert len(trained) == 6  # what was tried is not tried again
+
+
+def test_the_default_at_a_rate_of_its_own_is_no_second_default(counts, tmp_path, monkeypatch):
+    """Cells are generated and padding is shown by the default alone; what is trained already is taken for it alone."""
+    monkeypatch.setenv("SCREPRO_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("SCREPRO_RUN_ID", "own-rate")
+    run = records.start("scldm/ablations", tier="ci")
+    monkeypatch.setattr(ablations, "best_rates", lambda *_: {"scldm": 1e-4})
+    protocol = replace(PROTOCOL, dataset="own_rate")
+    panel = draw_panel(counts, protocol, 0)
+    before = autoencoder.train(panel.train, SMALL, seed=0).model
+    compare(run, counts, protocol, ["scldm", "all_genes", "gaussian"], trained={(0, 0, "scldm"): before})
+    rows = run.frame()
+    errors = rows[(rows["method"] == "scldm") & (rows["metric"] == "re_nb_nll")].set_index("metric_variant")["value"]
+    assert errors.index.is_unique and errors["likelihood"] == errors["padding"] != errors[""]
+    assert errors["likelihood"] == reconstruction_scores(before, panel.test, seed=0)["re_nb_nll"][0]
 
 
 def test_every_question_has_its_networks_and_its_claims():
