@@ -185,8 +185,13 @@ def _add(
 
 
 def _add_ceiling(run: Run, scorer: PairScorer, protocol: Protocol) -> None:
-    """One half of the real cells of every pair as the answer to the other; needs no seed."""
+    """One half of the real cells of every pair as the answer to the other, and how many they are; needs no seed."""
     row = {"dataset": protocol.dataset, "split": protocol.split, "method": CEILING, "seed": None}
+    for pair, rows in zip(scorer.held.pairs, scorer.rows, strict=True):
+        run.add(
+            **row, item="Table 3", metric="cells_of_pair", metric_variant=scorer.held.name(pair), value=len(rows),
+            unit="cells", direction="higher",
+        )  # fmt: skip
     row |= _sizes(scorer.held)
     _add(run, scorer.ceiling(), {**row, "metric_variant": "halves"}, DISTANCES)
     _add(run, scorer.effects_ceiling(), {**row, "metric_variant": "guidance 1"}, EFFECTS)

@@ -112,10 +112,11 @@ def test_normalised_totals():
 
 
 def test_the_real_cells_are_the_best_answer(held, scorer):
-    """Distances of the real cells to themselves are 0, and their effects are found without error."""
+    """Distances of the real cells to themselves are 0, the unbiased one is below it; effects are without error."""
     perfect = {name: value for name, value in scorer.distances(scorer.real).items()}
-    for name in DISTANCES:
-        assert perfect[name] == pytest.approx(np.zeros(2), abs=1e-4), name
+    assert set(perfect) == set(DISTANCES) and (perfect.pop("mmd2_rbf_median") < 0).all()
+    for name, value in perfect.items():
+        assert value == pytest.approx(np.zeros(2), abs=1e-4), name
     effects = scorer.effects(scorer.real)
     assert effects["mae"] == pytest.approx(np.zeros(2), abs=1e-6)
     assert effects["discrimination_l1"] == pytest.approx(np.ones(2))
@@ -129,15 +130,18 @@ def test_scores_are_of_each_pair_by_itself(held, scorer):
     made = scorer.real.toarray()
     made[own] = made[own][:, ::-1]
     found = scorer.distances(made)
-    assert (np.array([v[0] for v in found.values()]) > 0.1).all()
-    assert np.array([v[1] for v in found.values()]) == pytest.approx(np.zeros(3), abs=1e-4)
+    before = scorer.distances(scorer.real)
+    assert all(found[name][0] > before[name][0] + 0.1 for name in DISTANCES)
+    assert all(found[name][1] == pytest.approx(before[name][1], abs=1e-4) for name in DISTANCES)
     assert len(other) > 1
 
 
 def test_halves_share_no_cell_and_the_ceiling_is_not_zero(scorer):
     for first, second in scorer.halves:
         assert len(first) == len(second) and not set(first) & set(second)
-    assert all((value > 0).all() for value in scorer.ceiling().values())
+    ceiling = scorer.ceiling()
+    assert abs(ceiling.pop("mmd2_rbf_median")).max() < 0.1  # unbiased: 0 on average
+    assert all((value > 0).all() for value in ceiling.values())
 
 
 def test_scores_need_one_cell_for_each_test_cell(scorer):
@@ -188,6 +192,8 @@ def test_the_experiment_writes_rows_once(held, tmp_path, monkeypatch):
     assert variants["conditioning"] == {"joint", "additive"}
     assert variants["library"] == {"main_effects", "one_count"}
     assert variants["held-out pairs"] == {"scldm", "global_mean"}
+    sizes = rows[rows["metric"] == "cells_of_pair"].set_index("metric_variant")["value"]
+    assert dict(sizes) == {held.name(pair): len(held.test.rows(*pair)) for pair in held.pairs}
     assert variants["told from control"] == {"library", "counts", "latents"}
     assert variants["halves"] == {*methods, experiment.CEILING, experiment.BOUND}
     same = rows[rows["metric"] == "w2_exact"].set_index(["method", "metric_variant"])["value"]
