@@ -5,6 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from screpro import records
+from screpro.baselines import scvi_counts
 from screpro.data import simulate
 from screpro.errors import ScreproError
 from screpro.records.results import Run
@@ -209,6 +210,34 @@ def test_the_experiment_writes_rows_once(held, tmp_path, monkeypatch):
     assert (of_pair[["scldm", "real_cells"]] == min(200, n)).all()
     changes = records.drawn_points(run, "changes")
     assert set(changes["method"]) == {"scldm", "mean_shift"} and set(changes["gene"]) == set(held.train.genes)
+
+
+@pytest.mark.usefixtures("no_records")
+def test_scvi_of_table_14_is_chosen_on_training_cells(held, tmp_path, monkeypatch):
+    """Of the passes and with or without KL term the best on cells held back, then trained on all training cells."""
+    fits, n = [], held.train.counts.shape[0]
+
+    class Fake:
+        def __init__(self, epochs, kl):
+            self.shift = abs(epochs - 4) + (0 if kl == scvi_counts.NO_KL else 0.5)
+
+        def reconstruct(self, counts):
+            return counts.toarray() + 0.1 + self.shift, np.ones(counts.shape[1], dtype=np.float32)
+
+    def fit(counts, *, seed, threads, epochs, warmup_epochs):
+        fits.append((counts.shape[0], seed, epochs, warmup_epochs))
+        return Fake(epochs, warmup_epochs)
+
+    monkeypatch.setattr(scvi_counts, "fit", fit)
+    monkeypatch.setattr(experiment.baselines, "run", lambda *args, **kwargs: normalised(held.test.counts))
+    run = Run("scldm/perturbation", tier="ci", folder=tmp_path, run_id="test")
+    options = {"scvi": {"epochs": 16}}
+    protocol = experiment.Protocol("simulated", [3, 4], AE, FLOW, options=options, tune=True)
+    experiment.compare_methods(run, held, protocol, ["scvi"])
+    tried = [(n - n // 10, 3, passes, kl) for passes in (1, 2, 4, 8) for kl in (scvi_counts.NO_KL, None)]
+    assert fits == [*tried, (n, 3, 4, scvi_counts.NO_KL), (n, 4, 4, scvi_counts.NO_KL)]
+    rows = run.frame()
+    assert set(rows.loc[rows["metric_variant"] == "held-out pairs", "method"]) == {"scvi", "global_mean"}
 
 
 @pytest.mark.usefixtures("no_records")
