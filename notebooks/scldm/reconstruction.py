@@ -560,7 +560,9 @@ tried.pivot_table(index=["method", "setting"], columns="dataset", values="value"
 # ### What a training step costs
 #
 # Cells enter as the genes they express, without padding, and the decoder's loss never holds an activation per cell and
-# gene. The peer is the same network, with the same weights, as the formulas read. `screpro bench scldm` measures both:
+# gene. The peer is the same network, with the same weights, as the formulas read. Memory of a step grows with the tokens
+# of expressed genes and, more slowly, with the distinct genes among them, so twice the tokens take less than twice the
+# memory. `screpro bench scldm` measures both:
 
 # %% tags=["hide-input"]
 records.timings_table("scldm")
