@@ -35,6 +35,7 @@ __all__ = [
     "class_law",
     "copy_law",
     "global_law",
+    "half_bounds",
     "halves",
     "likeliest_theta",
     "neighbour_law",
@@ -176,6 +177,24 @@ def halves(counts: sp.csr_matrix, *, seed: int) -> tuple[sp.csr_matrix, sp.csr_m
     kept, rest = thin(counts, 0.5, np.random.default_rng(seed))
     rows = np.flatnonzero((np.asarray(kept.sum(1)).ravel() > 0) & (np.asarray(rest.sum(1)).ravel() > 0))
     return kept[rows], rest[rows], rows
+
+
+def half_bounds(encoded: sp.csr_matrix, scored: sp.csr_matrix) -> dict[str, float]:
+    """What the scores of correlation and squared error can be at best when one half (n, G) of the molecules is scored.
+
+    Given the state of a cell, its two halves are two independent draws of one law. So one half scores as the answer
+    to the other as a draw from the true state does, and the correlation of the true mean is the root of that, its
+    squared error half. "True state" includes what theta stands for, which no network can know: the bounds are
+    generous. The root is taken of the mean over genes, which is no smaller than the mean of the roots.
+    """
+    answer = encoded.toarray()
+    correlation, error = pcc_nb_mean(scored, answer), mse_nb_mean(scored, answer)
+    return {
+        "pcc_nb_draw": correlation,
+        "mse_nb_draw": error,
+        "pcc_nb_mean": float(np.sqrt(max(correlation, 0))),
+        "mse_nb_mean": error / 2,
+    }
 
 
 # --- laws without training --------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from screpro.tasks.reconstruction import (
     class_law,
     copy_law,
     global_law,
+    half_bounds,
     halves,
     neighbour_law,
     scores,
@@ -48,11 +49,12 @@ TITLES = {
     "class_mean": "One profile per cell type",
     "neighbours": "15 nearest training cells",
     "copy": "The cell itself",
+    "one_half": "Bound: one half answers for the other",
     "truth": "True mean and dispersion",
 }
 """Every method of the page, and how a table prints it."""
 
-METHODS = [*NETWORKS, "global_mean", "class_mean", "neighbours", "copy"]
+METHODS = [*NETWORKS, "global_mean", "class_mean", "neighbours", "copy", "one_half"]
 
 HALVES = "other half of the molecules"
 """Variant of the scores in which one half of every cell's molecules is encoded and the other half scored."""
@@ -245,7 +247,14 @@ class _Work:
         law: tuple[np.ndarray, np.ndarray],
     ) -> None:  # fmt: skip
         """Every score of a reconstruction (mean, theta) of counts."""
-        for metric, value in scores(counts, *law, seed=seed or 0).items():
+        self.add(method, seed, item, variant, counts, scores(counts, *law, seed=seed or 0))
+
+    def add(
+        self, method: str, seed: int | None, item: str, variant: str, counts: sp.csr_matrix,
+        values: Mapping[str, float],
+    ) -> None:  # fmt: skip
+        """A row of each score of some counts."""
+        for metric, value in values.items():
             if not np.isfinite(value):
                 continue  # a mean of 0 where a count was seen: no number to record
             self.run.add(
@@ -256,6 +265,10 @@ class _Work:
 
     def untrained(self, method: str) -> None:
         started, parts = time.monotonic(), self.parts
+        if method == "one_half":
+            self.add(method, None, "X-1", HALVES, self.scored, half_bounds(self.encoded, self.scored))
+            self.score(method, None, {}, time.monotonic() - started)
+            return
         if method == "class_mean":
             whole, half = (
                 class_law(parts.train, parts.train_types, types, n_types=parts.n_types)

@@ -12,7 +12,7 @@ from screpro import records
 from screpro.data import simulate
 from screpro.errors import ScreproError
 from screpro.kernels.nb import nb_nll
-from screpro.metrics.reconstruction import pcc_nb_draw, pcc_nb_mean, re_nb_nll
+from screpro.metrics.reconstruction import mse_nb_mean, pcc_nb_draw, pcc_nb_mean, re_nb_nll
 from screpro.tasks import reconstruction_experiment as experiment
 from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.imputation_ceiling import synthetic_cells
@@ -20,6 +20,7 @@ from screpro.tasks.reconstruction import (
     class_law,
     copy_law,
     global_law,
+    half_bounds,
     halves,
     likeliest_theta,
     neighbour_law,
@@ -118,6 +119,22 @@ def test_halves_add_up_and_the_truth_is_beaten_by_copying_on_whole_cells_only():
     assert error["copy"] < error["truth"] and error_half["copy"] > error_half["truth"] + 10
 
 
+def test_one_half_answers_for_the_other_as_the_truth_does():
+    """Without a factor of their own (theta infinite), cells' halves bound draws and means of the true state exactly."""
+    made = synthetic_cells(n_cells=2560, n_genes=60, n_types=4, seed=0, depth=2000)
+    rng = np.random.default_rng(1)
+    truth = made.rate / made.rate.sum(1, keepdims=True)
+    first, second = (sp.csr_matrix(rng.poisson(1000 * truth).astype(np.float32)) for _ in range(2))
+    bounds = half_bounds(first, second)
+    drawn = sp.csr_matrix(rng.poisson(1000 * truth).astype(np.float32)).toarray()
+    assert bounds["pcc_nb_draw"] == pytest.approx(pcc_nb_mean(second, drawn), abs=0.01)
+    assert bounds["mse_nb_draw"] == pytest.approx(mse_nb_mean(second, drawn), rel=0.02)
+    assert bounds["pcc_nb_draw"] < pcc_nb_mean(second, truth) <= bounds["pcc_nb_mean"]
+    # the logarithm of the true share is not quite the mean of the logarithm
+    assert bounds["mse_nb_mean"] == pytest.approx(mse_nb_mean(second, truth), rel=0.5)
+    assert bounds["mse_nb_mean"] <= mse_nb_mean(second, truth)
+
+
 def test_a_draw_from_the_truth_correlates_by_the_share_of_variance_that_is_not_noise():
     """Gaussian limit: large counts of two levels, theta the only noise that counts."""
     rng = np.random.default_rng(0)
@@ -172,8 +189,10 @@ def test_the_experiment_scores_resumes_and_tunes(parts, monkeypatch):
     }
     protocol = experiment.Protocol("toy", 0, [0, 1], TINY, True, grids=grids)
     methods = ["scldm", "cfgen_like", "global_mean", "class_mean", "neighbours", "copy"]
-    experiment.compare_methods(run, parts, protocol, methods)
+    experiment.compare_methods(run, parts, protocol, [*methods, "one_half"])
     rows = run.frame()
+    bound = rows[(rows["method"] == "one_half") & (rows["metric"] != "fit")]
+    assert set(bound["metric_variant"]) == {experiment.HALVES} and "re_nb_nll" not in set(bound["metric"])
     errors = rows[rows["metric"] == "re_nb_nll"]
     found = errors[~errors["item"].isin(["tuning", experiment.PASSES])]
     assert set(found["method"]) == set(methods)
@@ -196,7 +215,7 @@ def test_the_experiment_scores_resumes_and_tunes(parts, monkeypatch):
     assert own["cfgen_like"] < worst["cfgen_like"]
     before = len(rows)
     monkeypatch.setattr(experiment, "train", None)  # nothing may be trained again
-    experiment.compare_methods(run, parts, protocol, methods)
+    experiment.compare_methods(run, parts, protocol, [*methods, "one_half"])
     assert len(run.frame()) == before
     assert not list((run.folder / "checkpoints").glob("*"))
     with pytest.raises(ScreproError, match="key"):
