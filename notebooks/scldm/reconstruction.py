@@ -521,13 +521,13 @@ simulated = protocol._replace(
     base=replace(base, epochs=30),
     tune=False,
     seeds=protocol.seeds[:1],
-    grids={"cfgen_like": [{"batch_size": 64}]},
+    grids={method: [{"batch_size": 64}] for method in ("scvi", "cfgen_like")},
 )
 compare_methods(
     run,
     synthetic,
     simulated,
-    ["cfgen_like", "global_mean", "class_mean", "neighbours", "copy"],
+    [*NETWORKS[tier == "ci" :], "global_mean", "class_mean", "neighbours", "copy"],  # scLDM takes a minute
     truth=(made.rate[ask], true_theta[: made.counts.shape[1]]),
 )
 
