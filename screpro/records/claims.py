@@ -26,7 +26,8 @@ class Claim:
     """A falsifiable statement.
 
     ``item`` is where the paper makes it, ``experiment`` the smallest test of it, ``rule`` the decision rule in
-    words and ``test`` the same for the machine; ``why`` says what is missing where it cannot be tested.
+    words and ``test`` the same for the machine; ``why`` says what is missing where it cannot be tested. With a
+    ``why`` a test may still wait for rows, of a data set that could not be had.
     """
 
     id: str
@@ -79,11 +80,12 @@ def verdict(claim: Claim, results: "pd.DataFrame | None" = None) -> rules.Verdic
         Result rows; by default every recorded row of the page that tests the claim (``test.page``). Rows of a user's
         own file do not count: the rules were fixed for the data sets of the book.
     """
-    if claim.test["kind"] == "none":
-        return rules.Verdict(NOT_TESTABLE, claim.why) if claim.why else rules.Verdict(rules.NOT_TESTED, "no experiment")
-    if results is None:
-        results = load_results(claim.paper.split("-")[0], claim.test["page"])
-    return rules.decide(claim.test, results[~_of_own_files(results)])
+    decided = rules.Verdict(rules.NOT_TESTED, "no experiment")
+    if claim.test["kind"] != "none":
+        if results is None:
+            results = load_results(claim.paper.split("-")[0], claim.test["page"])
+        decided = rules.decide(claim.test, results[~_of_own_files(results)])
+    return rules.Verdict(NOT_TESTABLE, claim.why) if claim.why and decided.word == rules.NOT_TESTED else decided
 
 
 def _of_own_files(results: "pd.DataFrame") -> "pd.Series":

@@ -223,10 +223,47 @@ def test_a_statement_tested_in_part_cannot_be_supported():
     assert word(table({("d", "other"): 0.1}), **test) == "not tested yet"
 
 
-@pytest.mark.parametrize("id", ["P5", "P16"])
-def test_p5_and_p16_test_half_of_what_they_state(id):
+@pytest.mark.parametrize("id", ["P16", "P17"])
+def test_p16_and_p17_test_half_of_what_they_state(id):
     (claim,) = [claim for claim in load_claims("perturbdiff") if claim.id == id]
     assert claim.test["untested"] and "not supported" in claim.rule
+
+
+def test_p5_takes_a_set_of_the_paper_to_be_supported_and_any_set_to_be_contradicted():
+    both = ("called_unchanged", "", "perturbdiff"), ("called_unchanged", "", "state_like")
+    areas = ("de_auroc", "", "perturbdiff"), ("de_auroc", "", "state_like")
+    ahead, behind = {both[0]: 0.8, both[1]: 0.5}, {both[0]: 0.5, both[1]: 0.8}
+    apart = {areas[0]: 0.8, areas[1]: 0.5}
+    for scores, dataset, expected in (
+        (behind | apart, "papalexi_thp1", "contradicted"),
+        (ahead | apart, "papalexi_thp1", "not tested yet"),  # AUROC there says nothing about the second half
+        (ahead | apart, "perturbdiff_pbmc", "supported"),
+        (ahead | {areas[0]: 0.5, areas[1]: 0.8}, "perturbdiff_pbmc", "contradicted"),
+    ):
+        assert of_claim("P5", scored(scores, dataset=dataset)).word == expected
+
+
+def test_p8_waits_for_win_rates_on_tahoe():
+    (claim,) = [claim for claim in load_claims("perturbdiff") if claim.id == "P8"]
+    scores = {("win_rate", part["metric_variant"], "perturbdiff"): 0.8 for part in claim.test["parts"]}
+    assert len(scores) == 10 and ("win_rate", "lfc_spearman", "perturbdiff") not in scores
+    assert of_claim("P8", scored(scores, dataset="simulated_atlas")).word == "not testable here"
+    assert of_claim("P8", scored(scores, dataset="perturbdiff_tahoe100m")).word == "supported"
+    scores["win_rate", "pd_corr", "perturbdiff"] = 0.4
+    assert of_claim("P8", scored(scores, dataset="perturbdiff_tahoe100m")).word == "contradicted"
+
+
+def test_p17_waits_for_counts_of_the_papers_cells():
+    def counted(genes, dataset):
+        rows = scored({("non_zero_genes", "median", "cells"): genes}, dataset=dataset)
+        return rows[rows["seed"] == 2].assign(seed=pd.NA)  # a count has no seed
+
+    assert of_claim("P17", counted(300, "papalexi_thp1")).word == "not testable here"
+    one = counted(100, "perturbdiff_pbmc")
+    assert of_claim("P17", one).word == "not testable here"
+    assert of_claim("P17", counted(140, "perturbdiff_pbmc")).word == "contradicted"
+    both = pd.concat([one, counted(110, "perturbdiff_tahoe100m")], ignore_index=True)
+    assert of_claim("P17", both).word == "inconclusive"
 
 
 def test_sets_on_which_a_method_does_not_reach_the_floor_do_not_decide():
