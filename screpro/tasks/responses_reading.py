@@ -143,7 +143,7 @@ def reach_text(found: Mapping[str, Sequence[Reach]], *, claims: str) -> str:
     conclusion = (
         f"So {told}. A claim that ranks networks there ranks some that untreated cells would beat as an answer: its "
         "verdict is to be read with that, and says nothing of networks trained as long as the paper's. The rules of "
-        f"{claims} have no such floor."
+        f"{claims} have no such floor: they ask who is ahead, and to be behind untreated cells is one way to lose."
         if told
         else "None is behind untreated cells on a data set where both are shown."
     )
