@@ -129,7 +129,7 @@ BASELINES: dict[str, Baseline] = {
             "CPA",
             "Lotfollahi et al., Molecular Systems Biology 2023, 10.15252/msb.202211517",
             "response_networks:cpa",
-            [{}, {"keep_rest": False}, {"adversarial": 0.1}, {"latent": 16}],
+            [{}, {"latent": 16}, {"adversarial": 0.1}, {"keep_rest": False}],
         ),
         Baseline(
             "cellflow_like",
