@@ -14,7 +14,9 @@ from screpro.records.compare import Comparison, compare
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Reach", "judged", "moved", "reach", "reach_sentence", "reach_text", "said"]
+__all__ = [
+    "Reach", "beyond", "judged", "missed_sentence", "moved", "reach", "reach_sentence", "reach_text", "said",
+]  # fmt: skip
 
 R2, UNTREATED = "r2_of_means", "control_cells"
 
@@ -43,7 +45,9 @@ def judged(
     else:
         other = own.drop_duplicates("split").assign(method="bound", seed=None, value=float(against))
         against = "bound"
-    both = pd.concat([own, other.assign(metric=metric)], ignore_index=True)
+    columns = ["dataset", "tier", "split", "seed", "method", "metric", "metric_variant", "value", "direction"]
+    both = [part[columns].astype({"seed": float}) for part in (own, other.assign(metric=metric))]  # NaN: no seed
+    both = pd.concat(both, ignore_index=True)
     found = compare(both, method, against) if len(own) and len(other) else []
     return found[0] if found else None
 
@@ -56,6 +60,62 @@ def said(found: Comparison | None) -> str:
         return f"not decided, one training ({found.difference:+.3f})"
     word = {"win": "met", "tie": "level", "loss": "missed"}[found.outcome]
     return f"{word} ({found.difference:+.3f} ± {found.standard_error:.3f})"
+
+
+def beyond(
+    rows: "pd.DataFrame", method: str, metric: str, *, against: str | float, against_metric: str | None = None
+) -> tuple[float, float] | None:
+    """A method's score and how far it is beyond that of another, or beyond a bound, to three digits; above 0 is better.
+
+    Arguments as in `judged`. It is for references that are computed once, whose lead has no standard error.
+    """
+    found = judged(rows, method, metric, against=against, against_metric=against_metric)
+    own = rows[(rows["method"] == method) & (rows["metric"] == metric)]
+    return found and (float(own["value"].mean()), round(found.difference, 3) + 0.0)  # as shown; no -0.000
+
+
+def missed_sentence(
+    rows: "pd.DataFrame",
+    metric: str,
+    *,
+    against: str | float,
+    against_metric: str | None = None,
+    models: Mapping[str, str],
+    ceiling: str,
+) -> str:
+    """By how much models miss an aim, how the second stands to the first, and whether real cells would meet it.
+
+    Parameters
+    ----------
+    rows, metric, against, against_metric
+        As in `judged`.
+    models
+        The faithful and the repaired model, each with what it is called.
+    ceiling
+        Method of the rows in which real cells are the answer.
+
+    Returns
+    -------
+    str
+        Empty where no model misses the aim by more than the standard error.
+    """
+    found = {m: judged(rows, m, metric, against=against, against_metric=against_metric) for m in models}
+    parts = [
+        f"{models[m]} misses it by {-own.difference:.3f} ± {own.standard_error:.3f}"
+        for m, own in found.items()
+        if own and own.outcome == "loss"  # a single pair is never one
+    ]
+    if not parts:
+        return ""
+    first, second = models
+    if between := judged(rows, second, metric, against=first):
+        word = {"win": "better than", "tie": "level with", "loss": "worse than"}[between.outcome]
+        gap = f"{between.difference:+.3f} ± {between.standard_error:.3f}"
+        parts.append(f"on this score {models[second]} is {word} {models[first]} ({gap})")
+    if top := beyond(rows, ceiling, metric, against=against, against_metric=against_metric):
+        word = "would meet it" if top[1] > 0 else "would miss it too" if top[1] < 0 else "would be level"
+        parts.append(f"half of the real cells ({top[0]:.3f}) {word}")
+    return "; ".join(parts) + "."
 
 
 def moved(rows: "pd.DataFrame", method: str, against: str, metrics: Sequence[str]) -> dict[str, list[str]]:

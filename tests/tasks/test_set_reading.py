@@ -3,7 +3,16 @@
 import pytest
 
 from screpro.records.results import to_frame
-from screpro.tasks.responses_reading import judged, moved, reach, reach_sentence, reach_text, said
+from screpro.tasks.responses_reading import (
+    beyond,
+    judged,
+    missed_sentence,
+    moved,
+    reach,
+    reach_sentence,
+    reach_text,
+    said,
+)
 
 
 def row(method, value, seed=0, metric="pd_corr", direction="higher", variant="", dataset="set", tier="laptop"):
@@ -24,6 +33,22 @@ def test_a_difference_below_its_error_is_level():
     assert said(judged(rows, "model", "pd_corr", against=0.6)).startswith("missed")
     assert said(judged(rows, "model", "pd_corr", against="absent")) == "not run"
     assert "one training" in said(judged(rows[rows["seed"] != 1][1:], "model", "pd_corr", against=0.1))
+
+
+def test_a_missed_aim_is_told_with_the_repair_and_what_real_cells_reach():
+    own = [row("model", v, seed) for seed, v in enumerate((0.41, 0.40, 0.39))]
+    own += [row("repaired", v, seed) for seed, v in enumerate((0.36, 0.34, 0.35))]
+    own += [row("linear", 0.430, None), row("halves", 0.429, None)]
+    asked = {"against": "linear", "models": {"model": "the model", "repaired": "the repair"}, "ceiling": "halves"}
+    text = missed_sentence(to_frame(own), "pd_corr", **asked)
+    assert text == (
+        "the model misses it by 0.030 ± 0.006; the repair misses it by 0.080 ± 0.006; on this score the repair is "
+        "worse than the model (-0.050 ± 0.006); half of the real cells (0.429) would miss it too."
+    )
+    assert missed_sentence(to_frame(own), "pd_corr", **(asked | {"against": 0.3})) == ""
+    assert "(0.429) would meet it" in missed_sentence(to_frame(own), "pd_corr", **(asked | {"against": 0.42}))
+    assert beyond(to_frame(own), "halves", "pd_corr", against=0.4291) == (pytest.approx(0.429), 0.0)
+    assert beyond(to_frame(own), "absent", "pd_corr", against="linear") is None
 
 
 def test_bounds_of_scores_that_are_better_low_and_other_metrics_of_a_baseline():
