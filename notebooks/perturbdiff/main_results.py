@@ -96,7 +96,7 @@ from screpro.tasks import responses_experiment as experiment
 from screpro.tasks import responses_printed as printed
 from screpro.tasks.responses import DISCRIMINATION, REALISM, Scorer, Scores, hold_out, win_rates
 from screpro.tasks.responses_experiment import AGAINST, CEILING, CONSTANT, FAITHFUL, REAL, REPAIRED
-from screpro.tasks.responses_reading import beyond, judged, missed_sentence, moved, reach, reach_text, said
+from screpro.tasks.responses_reading import judged, missed_sentence, moved, reach, reach_text, said, standing
 from screpro.tasks.set_ablations import SAMPLINGS, TRAININGS
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings
 
@@ -526,9 +526,9 @@ Markdown("Nothing was tuned in this run, and no tuned run is recorded.") if tune
 #
 # Two of the sets with a split have no rows here. In [`norman_k562`](splits-of-the-book) every held-out pair of genes was
 # never seen, in any context, and a method that knows perturbations by learned vectors has none for it: such perturbations
-# are not asked for ({src}`screpro.tasks.responses.hold_out`), and nothing else is left to ask. `kang_9k` could be run. It holds
-# the same experiment and the same two held-out donors as `kang_1k`, with 132 stimulated cells of theirs for 879; its further
-# genes would not be used, as tier `laptop` takes 300.
+# are not asked for ({src}`screpro.tasks.responses.hold_out`), and nothing else is left to ask. `kang_9k` could be run, but
+# would repeat `kang_1k` with less: the same experiment and the same two held-out donors, with 132 stimulated cells of
+# theirs for 879, and tier `laptop` takes at most 300 genes of either.
 #
 # **One name, several sizes.** The pages on ablation, scaling and pre-training draw a `simulated_atlas` of their own size,
 # and keep fewer cells of a group of `papalexi_thp1` than the recorded run here. Numbers are compared within a page, not
@@ -841,7 +841,7 @@ for (of_set, of_tier), own in main.groupby(["dataset", "tier"], sort=False):
     for aim, (metric, against, of) in goals.items():
         asked_of = {"against": against, "against_metric": of}
         texts = [said(judged(own, m, metric, **asked_of)) for m in (FAITHFUL, REPAIRED)]
-        top = beyond(own, CEILING, metric, **asked_of)
+        top = standing(own, CEILING, metric, **asked_of)
         aims.append([f"{of_set}, {of_tier}", aim, *texts, f"{top[0]:.3f} ({top[1]:+.3f})" if top else "–"])
         models = {FAITHFUL: "the faithful model", REPAIRED: "the repaired version"}
         if told := missed_sentence(own, metric, **asked_of, models=models, ceiling=CEILING):

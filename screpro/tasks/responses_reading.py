@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Reach", "beyond", "judged", "missed_sentence", "moved", "reach", "reach_sentence", "reach_text", "said",
+    "Reach",
+    "judged",
+    "missed_sentence",
+    "moved",
+    "reach",
+    "reach_sentence",
+    "reach_text",
+    "said",
+    "standing",
 ]  # fmt: skip
 
 R2, UNTREATED = "r2_of_means", "control_cells"
@@ -62,7 +70,7 @@ def said(found: Comparison | None) -> str:
     return f"{word} ({found.difference:+.3f} ± {found.standard_error:.3f})"
 
 
-def beyond(
+def standing(
     rows: "pd.DataFrame", method: str, metric: str, *, against: str | float, against_metric: str | None = None
 ) -> tuple[float, float] | None:
     """A method's score and how far it is beyond that of another, or beyond a bound, to three digits; above 0 is better.
@@ -112,7 +120,7 @@ def missed_sentence(
         word = {"win": "better than", "tie": "level with", "loss": "worse than"}[between.outcome]
         gap = f"{between.difference:+.3f} ± {between.standard_error:.3f}"
         parts.append(f"on this score {models[second]} is {word} {models[first]} ({gap})")
-    if top := beyond(rows, ceiling, metric, against=against, against_metric=against_metric):
+    if top := standing(rows, ceiling, metric, against=against, against_metric=against_metric):
         word = "would meet it" if top[1] > 0 else "would miss it too" if top[1] < 0 else "would be level"
         parts.append(f"half of the real cells ({top[0]:.3f}) {word}")
     return "; ".join(parts) + "."

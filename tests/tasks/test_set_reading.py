@@ -4,7 +4,6 @@ import pytest
 
 from screpro.records.results import to_frame
 from screpro.tasks.responses_reading import (
-    beyond,
     judged,
     missed_sentence,
     moved,
@@ -12,6 +11,7 @@ from screpro.tasks.responses_reading import (
     reach_sentence,
     reach_text,
     said,
+    standing,
 )
 
 
@@ -47,8 +47,8 @@ def test_a_missed_aim_is_told_with_the_repair_and_what_real_cells_reach():
     )
     assert missed_sentence(to_frame(own), "pd_corr", **(asked | {"against": 0.3})) == ""
     assert "(0.429) would meet it" in missed_sentence(to_frame(own), "pd_corr", **(asked | {"against": 0.42}))
-    assert beyond(to_frame(own), "halves", "pd_corr", against=0.4291) == (pytest.approx(0.429), 0.0)
-    assert beyond(to_frame(own), "absent", "pd_corr", against="linear") is None
+    assert standing(to_frame(own), "halves", "pd_corr", against=0.4291) == (pytest.approx(0.429), 0.0)
+    assert standing(to_frame(own), "absent", "pd_corr", against="linear") is None
 
 
 def test_bounds_of_scores_that_are_better_low_and_other_metrics_of_a_baseline():
