@@ -499,7 +499,8 @@ def grid(results, order, names, columns, digits=2):
 grid(halves, order, titles, short)
 
 # %% [markdown]
-# Seconds of fitting and generating (scLDM: auto-encoder and one flow):
+# Seconds of fitting and generating (scLDM: auto-encoder and one flow). Recorded runs share their cores with others, so
+# these are orders of magnitude; [benchmarks](../together/kernels) are measured alone:
 
 # %% tags=["hide-input"]
 grid(rows[rows["metric"] == "fit_predict"], in_order, titles, {"fit_predict": "seconds"}, 1)
