@@ -100,7 +100,7 @@ def _torch_has_cuda() -> bool:
 
 
 def data_hashes(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """sha256 of every data set that the parameters ``dataset`` and ``datasets`` name, and of `named_files`.
+    """sha256 of every data set that ``dataset``, ``datasets`` and ``pool`` name, and of `named_files`.
 
     A value that looks like a file (it ends in ``.h5ad`` or holds a slash) is hashed; any other is looked up
     in the registry. Cells that pages make themselves (`SIMULATED`) follow from the library, which has its own hash.
@@ -108,13 +108,18 @@ def data_hashes(parameters: Mapping[str, Any]) -> dict[str, str]:
     Raises
     ------
     ScreproError
-        The file is not there, or the registry does not know the name.
+        The file is not there, the registry does not know the name, or sets do not go together as a pool.
     """
     files = {path: file_hash(path) for path in named_files(parameters)}
     if not (named := [name for name in named_data(parameters) if name not in SIMULATED]):
         return files
     from screpro.data import registry
 
+    if pool := parameters.get("pool"):
+        from screpro.tasks.embedding_pool import check_pool
+
+        check_pool(parameters["dataset"], pool)
+        named += pool
     return {name: registry.data_hash(name) for name in named} | files
 
 

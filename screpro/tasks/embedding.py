@@ -7,10 +7,12 @@ tissue). The groups weigh the same, whatever their size; the standard errors $s_
 $$\frac1n \sum_i m_i \pm \frac1n \sqrt{\sum_i s_i^2} .$$
 
 The network that makes the vectors must not have seen the scored cells. `prepare` trains it on the others: on groups
-that have nothing to tell apart, and, where every group has, on a random half of the cells.
+that have nothing to tell apart, and, where every group has, on a random half of the cells; or on cells of other studies
+alone, as the paper does. Which cells are scored does not depend on that.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from screpro.data.splits import cell_split
 from screpro.errors import ScreproError
 from screpro.metrics.areas import pr_auc, roc_auc
 from screpro.metrics.classification import confusion, macro_f1, macro_precision, macro_recall
+from screpro.tasks.embedding_pool import draw_pool
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -65,7 +68,9 @@ class EmbeddingCells(NamedTuple):
     classes: list[str]  # with two, the second is the positive one
     names: list[str]  # of the scored cells
     genes: list[str]
-    halved: bool  # training and scored cells come from the same groups
+    halved: bool  # half of the groups' own cells were kept from scoring
+    pooled: Mapping[str, int] = MappingProxyType({})  # training cells by data set, where they are of other studies
+    shared: int = 0  # genes that these share with the scored set; the panel is of them
 
 
 class GroupScores(NamedTuple):
@@ -88,6 +93,7 @@ def prepare(
     n_genes: int | None = None,
     n_train: int | None = None,
     held_out: float = 0.2,
+    pool: "Mapping[str, AnnData] | None" = None,
 ) -> EmbeddingCells:
     """Divide cells into those that train a network and those that are scored, and choose the panel on the former.
 
@@ -111,11 +117,14 @@ def prepare(
         At most this many training cells, and at most a quarter, but 128, of held-out cells.
     held_out
         Share of the cells that are not scored on which reconstruction is measured.
+    pool
+        Other studies by name, raw counts: only their cells train (`draw_pool`), on genes that all of them share with
+        `adata`, whose own training cells are then not used. None: the cells of `adata` that are not scored train.
 
     Raises
     ------
     ScreproError
-        A column is missing, or no group has two classes of enough cells.
+        A column is missing, no group has two classes of enough cells, or the pool does not fit.
     """
     counts = sp.csr_matrix(adata.X, dtype=np.float32)
     target = _column(adata, target_key, "target_key")
@@ -136,12 +145,18 @@ def prepare(
             got=f"{known.sum()} labelled cells of {len(set(group[known]))} groups, {len(set(target[known]))} classes",
             fix="choose other columns, or lower min_cells",
         )
-    pool = np.flatnonzero(~scored)
-    parts = cell_split(len(pool), seed=split, test=held_out)
-    train, test = pool[parts.train][:n_train], pool[parts.test]
-    if n_train is not None:
-        test = test[: max(128, n_train // 4)]
-    panel = variable_panel(counts[train], n_genes)
+    if pool:
+        drawn = draw_pool(adata, pool, split=split, n_train=n_train, held_out=held_out)
+        panel = variable_panel(drawn.train, n_genes)
+        own, test_cells, panel = drawn.train[:, panel], drawn.held_out[:, panel], drawn.columns[panel]
+    else:
+        rest = np.flatnonzero(~scored)
+        parts = cell_split(len(rest), seed=split, test=held_out)
+        train, test = rest[parts.train][:n_train], rest[parts.test]
+        if n_train is not None:
+            test = test[: max(128, n_train // 4)]
+        panel = variable_panel(counts[train], n_genes)
+        own, test_cells = counts[train][:, panel], counts[test][:, panel]
     counts = counts[:, panel]
     alive = np.asarray(counts.sum(1)).ravel() > 0
     rows = np.flatnonzero(scored & alive)
@@ -153,8 +168,8 @@ def prepare(
             )
         classes = [name for name in classes if name != positive] + [positive]
     return EmbeddingCells(
-        train=counts[train[alive[train]]],
-        held_out=counts[test[alive[test]]],
+        train=_expressed(own),
+        held_out=_expressed(test_cells),
         scored=counts[rows],
         group=np.array([groups.index(name) for name in group[rows]]),
         target=np.array([classes.index(name) for name in target[rows]]),
@@ -163,6 +178,8 @@ def prepare(
         names=[str(name) for name in adata.obs_names[rows]],
         genes=[str(name) for name in adata.var_names[panel]],
         halved=halved,
+        pooled=drawn.cells if pool else {},
+        shared=len(drawn.columns) if pool else 0,
     )
 
 
@@ -319,6 +336,11 @@ def _column(adata: "AnnData", key: str, parameter: str) -> np.ndarray:
             fix=f"choose one of them as {parameter}",
         )
     return adata.obs[key].astype(str).to_numpy(dtype=object)
+
+
+def _expressed(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """The cells with a count."""
+    return counts[np.asarray(counts.sum(1)).ravel() > 0]
 
 
 def _eligible(group: np.ndarray, target: np.ndarray, among: np.ndarray, smallest: int) -> np.ndarray:

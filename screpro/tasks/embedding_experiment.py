@@ -1,10 +1,11 @@
 """The experiment behind the embeddings page: three sizes of scLDM's auto-encoder and other embeddings (section 4.3).
 
-All networks learn from the same cells, none of which is scored. The sizes differ in width and depth, as in the paper:
-same data, passes, number and width of latent tokens, so the embedding has the same length. Each size gets the learning
-rate that reconstructs validation cells best: at one rate for all, the rate of the narrow network decides which size is
-ahead. Nothing else is tuned for any method; the published default of scVI comes with a version as wide as the protocol
-keeps components.
+All networks learn from the same cells, none of which is scored; where these are of other studies (a pool), every method
+has `POOLED` behind its name in the rows, which so stand beside those of the study itself and never among them. The
+sizes differ in width and depth, as in the paper: same data, passes, number and width of latent tokens, so the embedding
+has the same length. Each size gets the learning rate that reconstructs validation cells best: at one rate for all, the
+rate of the narrow network decides which size is ahead. Nothing else is tuned for any method; the published default of
+scVI comes with a version as wide as the protocol keeps components.
 """
 
 import time
@@ -33,6 +34,7 @@ from screpro.tasks.embedding import (
     principal_components,
     score_groups,
 )
+from screpro.tasks.embedding_pool import called
 from screpro.tasks.reconstruction import DIRECTIONS, global_law, scores
 from screpro.tasks.tuning import checkpoint_file, progress
 
@@ -94,7 +96,12 @@ def with_best_rates(
         size: replace(
             own,
             learning_rate=best_rate(
-                run, cells.train, own, rates, work=work | {"method": size}, threads=protocol.threads
+                run,
+                cells.train,
+                own,
+                rates,
+                work=work | {"method": called(size, bool(cells.pooled))},
+                threads=protocol.threads,
             ),
         )
         for size, own in protocol.sizes.items()
@@ -139,9 +146,11 @@ def compare_embeddings(
         )
     if any(method in SIZES for method in methods):
         _floor(run, cells, protocol)
+    _pool(run, cells, protocol)
     units = [(method, seed) for method in methods for seed in _seeds(method, protocol)]
     for method, seed in progress(units, protocol.dataset):
-        unit = {"dataset": protocol.dataset, "split": str(protocol.split), "method": method, "seed": seed}
+        unit = {"dataset": protocol.dataset, "split": str(protocol.split), "seed": seed}
+        unit["method"] = called(method, bool(cells.pooled))
         if run.done(**unit, metric="fit_embed"):  # the last row of a unit
             continue
         number, started = seed or 0, time.monotonic()
@@ -219,7 +228,8 @@ def _reconstruction(run: Run, unit: Mapping[str, Any], trained: Trained, cells: 
 
 def _floor(run: Run, cells: EmbeddingCells, protocol: Protocol) -> None:
     """The three scores of Table 16 of a reconstruction that is the same for all cells: nothing learned."""
-    unit = {"dataset": protocol.dataset, "split": str(protocol.split), "method": "global_mean", "seed": None}
+    name = called("global_mean", bool(cells.pooled))
+    unit = {"dataset": protocol.dataset, "split": str(protocol.split), "method": name, "seed": None}
     if run.done(**unit):
         return
     law = global_law(cells.train)
@@ -234,6 +244,14 @@ def _floor(run: Run, cells: EmbeddingCells, protocol: Protocol) -> None:
                 direction=DIRECTIONS[metric], n_real=counts.shape[0], n_genes=len(cells.genes),
                 unit="nats per cell" if metric == "re_nb_nll" else "",
             )  # fmt: skip
+
+
+def _pool(run: Run, cells: EmbeddingCells, protocol: Protocol) -> None:
+    """How many cells each data set of the pool gave, and the genes they share with the scored cells."""
+    unit = {"dataset": protocol.dataset, "split": str(protocol.split), "method": called("pool", True), "seed": None}
+    common = {"item": "X-1", "n_genes": cells.shared, "unit": "cells", "direction": "higher"}
+    for name, number in cells.pooled.items():
+        run.add(**unit, **common, metric="training_cells", metric_variant=name, value=number)
 
 
 def _rebuilt(cells: EmbeddingCells) -> dict[str, sp.csr_matrix]:
