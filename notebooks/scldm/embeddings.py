@@ -426,7 +426,8 @@ compare_embeddings(run, cells, protocol, methods or METHODS, trained={("medium",
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 all_rows = run.with_recorded()
-rows, pooled = apart(all_rows)  # trained on cells of the study that is scored, and on other studies
+itself, pooled = apart(all_rows)  # trained on cells of the study that is scored, and on other studies
+rows = pooled if itself.empty else itself
 early = records.recorded_before("scldm/embeddings", all_rows, THETA_RATE_SINCE)
 text = (
     f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
@@ -435,7 +436,8 @@ text = (
     "the rate that was chosen for a size. Scores of the embeddings are not computed from theta, but the networks were "
     "trained with it."
 )
-Markdown(text if early else "")
+alone = "No run without a `pool` is at hand: **everything below is of networks trained on other studies.** "
+Markdown((alone if itself.empty else "") + (text if early else ""))
 
 # %% [markdown]
 # ### Reconstruction by size (Table 16)
@@ -650,8 +652,12 @@ none_pooled = Markdown(
 )
 none_pooled if pooled.empty else origins(all_rows)
 
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
+records.tried_table(pooled, "learning_rate", metric="re_nb_nll", titles=TITLES) or Markdown("")
+
 # %% [markdown]
-# Macro F1 of both, on the same scored cells, in the same folds. Two things differ between the columns: whose cells were
+# The second table, where there is one, has the rates that the sizes tried on a tenth of the pool's training cells, as
+# [above](#reconstruction-by-size-table-16). Macro F1 of both, on the same scored cells, in the same folds. Two things differ between the columns: whose cells were
 # learned from, and the panel of genes, which is chosen on these cells among the shared genes. *Genes* and *molecules and
 # genes alone* learn nothing, so that their difference is that of the panel.
 
@@ -703,7 +709,7 @@ wide(alone.assign(metric_variant=alone["metric_variant"].str.removesuffix(" alon
 # by themselves stands [above](#the-tables-against-the-text).
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-records.verdicts("scldm", ["L13", "L14", "L15"], rows)  # of networks trained on the study itself
+records.verdicts("scldm", ["L13", "L14", "L15"], itself)
 
 # %% [markdown]
 # Three things limit what a verdict on L13 here means for the paper's. The networks see thousands of cells, not

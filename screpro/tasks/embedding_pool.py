@@ -151,9 +151,8 @@ def equal_shares(sizes: Sequence[int], total: int | None) -> list[int]:
     if total is None:
         return list(sizes)
     found, left = [0] * len(sizes), total
-    for rank, i in enumerate(
-        sorted(range(len(sizes)), key=sizes.__getitem__)
-    ):  # what small sets lack, larger ones give
+    # smallest first, so that larger sets give what it lacks
+    for rank, i in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
         found[i] = min(sizes[i], left // (len(sizes) - rank))
         left -= found[i]
     return found
