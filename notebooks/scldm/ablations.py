@@ -409,8 +409,7 @@ table_of_series.set_index(["series", "data", "setting"])
 # **Networks that decide a claim have rates of their own**, at tier `laptop` those with which a tenth of the training cells,
 # held back, is rebuilt best; so has scLDM where it stands beside one of them. A first recording had one rate for all, set
 # for the narrow default, and width 128 fell far behind 32 in it: a series of rates, not of widths. In a second one widths
-# and depths alone had their own. The error of the held-back cells in nats, and in bold what was
-# taken:
+# and depths alone had their own. The error of the held-back cells in nats, and in bold what was taken:
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 records.tried_table(rows, "learning_rate", metric="re_nb_nll", titles=titles) or Markdown(
@@ -428,7 +427,8 @@ by_set(part.assign(series=part["metric_variant"]), ["series", "method"], names)
 #
 # Differences in reconstruction error that claims are decided by, in nats, with the standard error over pairs of seeds:
 # after the training of this page and after three times as much. Below zero the first of the two networks is ahead.
-# Where a sign turns, or a difference comes within its error, the verdict below is one on short trainings.
+# Where a sign turns, or a difference comes within its error, the verdict below is one on short trainings. A dash: not
+# recorded; a run with `longer` set makes it.
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 CONTESTS = {  # claim and variant -> the two networks
@@ -577,7 +577,7 @@ records.verdicts("scldm", ["L3", "L12", "L18", "L19", "L20"], rows)
 # | Gaussian likelihood | only named, in the later version | not in the public code | mean and precision of log-normalised expression |
 # | Set Transformer | equations 13, 14 | not in the public code | the same, with the norms of MCAB and $W_f = Q$ |
 # | without the flow | "Gaussian prior" | - | N(0, I) decoded, without labels; the flow without labels too |
-# | training | 100 epochs | the same | 240 steps at tier `ci`, 2 000 at `laptop`, the same for all; the default was set on the `ci` cells, the others use its settings |
+# | training | 100 epochs | the same | 240 steps at tier `ci`, 2 000 at `laptop`, the same for all; the default was set on the `ci` cells, the others use its settings, but for the rate where a claim is decided |
 
 # %% [markdown]
 # ## Exercises
