@@ -426,7 +426,7 @@ by_set(part.assign(series=part["metric_variant"]), ["series", "method"], names)
 # ### Does it last? (X-longer)
 #
 # Differences in reconstruction error that claims are decided by, in nats, with the standard error over pairs of seeds:
-# after the training of this page and after three times as much. Below zero the first of the two networks is ahead.
+# after the training of this page and after three times as much, at the rates chosen for the shorter one. Below zero the first of the two networks is ahead.
 # Where a sign turns, or a difference comes within its error, the verdict below is one on short trainings. A dash: not
 # recorded; a run with `longer` set makes it.
 
@@ -461,7 +461,7 @@ Markdown(head + "\n".join(lines) if lines else "Not run at this tier, and no run
 # %% [markdown]
 # ### Pooling, likelihood and three other choices
 #
-# Each line is one change against the default, paired over seeds; "better" is the sign of the difference in the
+# Each line is one change against the default (for the pooling each at its own rate), paired over seeds; "better" is the sign of the difference in the
 # direction of the score. Besides the two of the later version: a posterior with the KL weight that the paper lists
 # (**A9**), the product instead of equation 6 (**A11**), a dispersion for every cell and gene instead of one per gene
 # (**X-dispersion**), and the default network read with padding that it was never trained with (**X-padding**).
@@ -535,8 +535,8 @@ head = "| data | distance | scLDM / N(0, I) | training cells / N(0, I) | Gaussia
 Markdown(head + "|---" * 6 + "|\n" + "\n".join(lines) if lines else "Not run at this tier, and no run of a heavier tier is recorded.")
 
 # %% [markdown]
-# Where training cells themselves are not below .50 in the fourth column, no model could have supported L18; W2 hardly
-# falls below the spread of cells within the data, however good the generated ones are.
+# Where training cells themselves are not below .50 in the fourth column, a model as good as real cells would not support
+# L18. W2 is bound to the spread of cells within the data, and below it only where generated cells spread less.
 #
 # One draw of each, on the first two components of the test cells:
 

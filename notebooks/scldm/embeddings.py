@@ -657,9 +657,9 @@ records.tried_table(pooled, "learning_rate", metric="re_nb_nll", titles=TITLES) 
 
 # %% [markdown]
 # The second table, where there is one, has the rates that the sizes tried on a tenth of the pool's training cells, as
-# [above](#reconstruction-by-size-table-16). Macro F1 of both, on the same scored cells, in the same folds. Two things differ between the columns: whose cells were
-# learned from, and the panel of genes, which is chosen on these cells among the shared genes. *Genes* and *molecules and
-# genes alone* learn nothing, so that their difference is that of the panel.
+# [above](#reconstruction-by-size-table-16). Macro F1 of both, on the same scored cells, in the same folds. Two things
+# differ between the columns: whose cells were learned from, and the panel of genes, which is chosen on these cells among
+# the shared genes. *Genes* and *molecules and genes alone* learn nothing, so that their difference is that of the panel.
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 variants = {"": "no penalty", PENALISED: PENALISED}
@@ -725,7 +725,7 @@ records.verdicts("scldm", ["L13", "L14", "L15"], itself)
 #
 # | | paper | authors' code | here |
 # |---|---|---|---|
-# | training cells | CELLxGENE Census | the same, configuration not in the repository | cells of the same study that are not scored; with `pool` equal draws from other studies, on shared genes and without a cell of the scored study; a network trained on the Census enters as a file |
+# | training cells | CELLxGENE Census | the same, configuration not in the repository | cells of the same study that are not scored; with `pool` equal draws from other studies (tier `paper`: all their cells), on shared genes and without a cell of the scored study; a network trained on the Census enters as a file |
 # | scored cells | 354 026 of four lungs; 6 tissues of Tabula Sapiens 2.0 | not in the repository | stand-ins of hundreds to thousands of cells; tier `paper` takes the originals through the registry |
 # | sizes | 23.7, 75.9 and 269.9 million parameters | the same, recomputed | the same steps of width and depth from a far smaller start; tier `paper` has theirs |
 # | learning rate | one for all sizes | configuration not in the repository | chosen for each size on a tenth of the training cells, at tier `laptop` |

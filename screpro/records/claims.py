@@ -84,8 +84,15 @@ def verdict(claim: Claim, results: "pd.DataFrame | None" = None) -> rules.Verdic
     if claim.test["kind"] != "none":
         if results is None:
             results = load_results(claim.paper.split("-")[0], claim.test["page"])
-        decided = rules.decide(claim.test, results[~_of_own_files(results)])
+        decided = rules.decide(claim.test, results[~_of_own_files(results) & ~_pooled(results)])
     return rules.Verdict(NOT_TESTABLE, claim.why) if claim.why and decided.word == rules.NOT_TESTED else decided
+
+
+def _pooled(results: "pd.DataFrame") -> "pd.Series":
+    """Rows of networks that learned from other studies: rules are older than these, and know one study alone."""
+    from screpro.tasks.embedding_pool import POOLED
+
+    return results["method"].astype(str).str.endswith(POOLED)
 
 
 def _of_own_files(results: "pd.DataFrame") -> "pd.Series":

@@ -1,9 +1,10 @@
 """The experiment behind scLDM's ablations page: one change to the auto-encoder at a time (Table 12, Figure 4).
 
-Every network gets the same training cells, the same order of the same batches and the same epochs. None is tuned: what
-is asked is what a change does at the default's settings. Width and depth are the exception, because at one rate for all
-the rate decides which is ahead: each of these networks takes the rate at which held-back training cells are rebuilt
-best. Networks whose settings are the same under two questions are trained once and recorded under both.
+Every network gets the same training cells, the same order of the same batches and the same epochs. What is asked is
+what a change does at the default's settings. Questions that decide claims (`RATED`) are the exception, because at one
+rate for all the rate decides which network is ahead: there each takes the rate at which held-back training cells are
+rebuilt best, the default included. Networks whose settings are the same under two questions are trained once and
+recorded under both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -260,7 +261,7 @@ def best_rates(run: Run, counts: sp.csr_matrix, protocol: Ablation, methods: Seq
 def _units(
     protocol: Ablation, methods: Sequence[str], rates: Mapping[str, float]
 ) -> list[tuple[int, int, AutoEncoderSettings, list[tuple[Question, str]]]]:
-    """(split, seed, settings, the questions and names under which they are asked for), the default first."""
+    """(split, seed, settings, the questions and names under which they are asked for), the first network of the first question first."""
     uses: dict[AutoEncoderSettings, list[tuple[Question, str]]] = {}
     for question in QUESTIONS:
         asked = [name for name in question.methods if name in methods]

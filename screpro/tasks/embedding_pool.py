@@ -87,7 +87,7 @@ def draw_pool(
     n_train: int | None = None,
     held_out: float = 0.2,
 ) -> Pool:
-    """Draw training and held-out cells of the pool, as many of each data set as the smallest allows.
+    """Draw training and held-out cells of the pool, as many of each data set as it has, up to an equal share.
 
     Parameters
     ----------

@@ -203,15 +203,18 @@ def reach_sentence(found: Reach, of: str = "the main model") -> str:
     return f"{text}. It leaves {times:.1f} times as much unexplained as the answer that nothing happens."
 
 
-def reach_text(found: Mapping[str, Sequence[Reach]], *, claims: str) -> str:
-    """A line for every named network and data set, and what it means for `claims`, whose rules have no such floor."""
+def reach_text(found: Mapping[str, Sequence[Reach]], *, claims: str, why: str) -> str:
+    """A line for every named network and data set, and what it means for `claims`, whose rules have no such floor.
+
+    `why` they have none follows a colon.
+    """
     lines = [f"- {reach_sentence(own, name)}" for name, levels in found.items() for own in levels]
     behind = {name: [f"`{own.dataset}`" for own in levels if own.behind] for name, levels in found.items()}
     told = "; ".join(f"{name} is behind on {', '.join(sets)}" for name, sets in behind.items() if sets)
     conclusion = (
         f"So {told}. A claim that ranks networks there ranks some that untreated cells would beat as an answer: its "
         "verdict is to be read with that, and says nothing of networks trained as long as the paper's. The rules of "
-        f"{claims} have no such floor: they ask who is ahead, and to be behind untreated cells is one way to lose."
+        f"{claims} have no such floor: {why}."
         if told
         else "None is behind untreated cells on a data set where both are shown."
     )

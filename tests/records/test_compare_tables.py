@@ -169,6 +169,13 @@ def test_the_heaviest_tier_of_a_data_set_counts():
     assert verdict(claim(), both).word == "contradicted"
 
 
+def test_networks_that_learned_from_other_studies_decide_nothing():
+    """Not even by being of a heavier tier than the rows that do."""
+    own = outcome_rows(["win"] * 3)
+    pooled = own.assign(tier="paper", method=own["method"] + "_pooled", value=1 - own["value"])
+    assert verdict(claim(), pd.concat([own, pooled], ignore_index=True)).word == "supported"
+
+
 def test_all_claims_of_the_ledger_are_there_and_decidable():
     claims = load_claims()
     ids = [f"S{i}" for i in range(1, 16)] + [f"L{i}" for i in range(1, 22)] + [f"P{i}" for i in range(1, 21)]

@@ -96,6 +96,8 @@ def test_a_network_behind_untreated_cells_is_said_to_be(own_reference):
 def test_the_conclusion_names_who_is_behind_and_where():
     rows = [row("near", 0.9, metric="r2_of_means"), row("far", 0.5, metric="r2_of_means")]
     rows = to_frame([*rows, row("control_cells", 0.8, None, metric="r2_of_means")])
-    text = reach_text({name: reach(rows, name) for name in ("near", "far")}, claims="P14")
+    text = reach_text({name: reach(rows, name) for name in ("near", "far")}, claims="P14", why="so")
     assert "So far is behind on `set`." in text and "near is behind" not in text and "P14" in text
-    assert text.count("\n- ") == 1 and "None is behind" in reach_text({"near": reach(rows, "near")}, claims="P14")
+    assert text.count("\n- ") == 1 and "None is behind" in reach_text(
+        {"near": reach(rows, "near")}, claims="P14", why="so"
+    )
