@@ -261,7 +261,7 @@ def best_rates(run: Run, counts: sp.csr_matrix, protocol: Ablation, methods: Seq
 def _units(
     protocol: Ablation, methods: Sequence[str], rates: Mapping[str, float]
 ) -> list[tuple[int, int, AutoEncoderSettings, list[tuple[Question, str]]]]:
-    """(split, seed, settings, the questions and names under which they are asked for), the first network of the first question first."""
+    """(split, seed, settings, the questions and names under which they are asked for), in the order of `QUESTIONS`."""
     uses: dict[AutoEncoderSettings, list[tuple[Question, str]]] = {}
     for question in QUESTIONS:
         asked = [name for name in question.methods if name in methods]
