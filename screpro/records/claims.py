@@ -89,10 +89,10 @@ def verdict(claim: Claim, results: "pd.DataFrame | None" = None) -> rules.Verdic
 
 
 def _pooled(results: "pd.DataFrame") -> "pd.Series":
-    """Rows of networks that learned from other studies: rules are older than these, and know one study alone."""
+    """Rows of scLDM's embeddings that were learned from other studies: rules are older, and know one study alone."""
     from screpro.tasks.embedding_pool import POOLED
 
-    return results["method"].astype(str).str.endswith(POOLED)
+    return (results["paper"] == "scldm") & results["method"].astype(str).str.endswith(POOLED)
 
 
 def _of_own_files(results: "pd.DataFrame") -> "pd.Series":

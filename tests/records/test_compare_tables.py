@@ -170,10 +170,12 @@ def test_the_heaviest_tier_of_a_data_set_counts():
 
 
 def test_networks_that_learned_from_other_studies_decide_nothing():
-    """Not even by being of a heavier tier than the rows that do."""
-    own = outcome_rows(["win"] * 3)
+    """Not even by being of a heavier tier than the rows that do. Another paper's methods may be called so."""
+    own = outcome_rows(["win"] * 3).assign(paper="scldm")
     pooled = own.assign(tier="paper", method=own["method"] + "_pooled", value=1 - own["value"])
     assert verdict(claim(), pd.concat([own, pooled], ignore_index=True)).word == "supported"
+    other = own.assign(paper="scdiff", method=own["method"] + "_pooled")
+    assert verdict(claim(method="scdiff_pooled", against="celltypist_pooled"), other).word == "supported"
 
 
 def test_all_claims_of_the_ledger_are_there_and_decidable():
