@@ -650,7 +650,7 @@ none_pooled = Markdown(
     "No run with a pool is recorded, and this one has none. "
     """`-p dataset kang_9k -p pool '["pbmc3k", "pbmc_facs_zheng", "pbmc_10x_3tech"]'` makes one."""
 )
-none_pooled if pooled.empty else origins(all_rows)
+none_pooled if pooled.empty else origins(all_rows).style  # names in full
 
 # %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 records.tried_table(pooled, "learning_rate", metric="re_nb_nll", titles=TITLES) or Markdown("")
