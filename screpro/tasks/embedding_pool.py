@@ -59,9 +59,6 @@ def check_pool(dataset: str, pool: Sequence[str]) -> None:
     own = registry.entries().get(dataset)
     rule = "A pool names data sets of the registry, each once, with counts, of other studies than the scored one."
     for name in pool:
-        if name not in registry.entries():
-            with_hint = _not_known(name)
-            raise ScreproError(rule, got=f"{name!r}, which the registry does not know", fix=with_hint)
         entry, wrong = registry.get(name), ""
         if list(pool).count(name) > 1:
             wrong = "stands twice"
@@ -167,14 +164,6 @@ def apart(rows: "pd.DataFrame") -> "tuple[pd.DataFrame, pd.DataFrame]":
     """Rows of networks trained on the scored study itself, and of those trained on other studies, as the method."""
     pooled = rows["method"].str.endswith(POOLED)
     return rows[~pooled], rows[pooled].assign(method=rows.loc[pooled, "method"].str.removesuffix(POOLED))
-
-
-def _not_known(name: str) -> str:
-    try:
-        registry.get(name)
-    except ScreproError as error:
-        return error.fix
-    return "see `screpro data list`"
 
 
 def _same_study(one: registry.Entry, other: registry.Entry) -> bool:
