@@ -10,7 +10,7 @@ cells with the same labels (the ceiling) and, for the MMD, what its three narrow
 (`narrow_kernels`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ __all__ = [
     "same_labels",
     "score_all",
     "score_classes",
+    "times_ceiling",
 ]
 
 N_COMPONENTS = 30
@@ -232,6 +233,35 @@ def score_classes(reference: Reference, x: sp.csr_matrix, labels: np.ndarray) ->
             fix="hold out more cells",
         )
     return {name: float(np.mean([metric(a, b) for a, b in pairs])) for name, metric in DISTANCES.items()}
+
+
+def times_ceiling(
+    reference: Reference,
+    labels: np.ndarray,
+    unconditional: sp.csr_matrix,
+    conditional: sp.csr_matrix | None,
+    *,
+    real: Sequence[sp.csr_matrix],
+) -> float:
+    """How many times as far as real cells a method's cells are: one number to choose a setting by.
+
+    The geometric mean, over W2, MMD² and Fréchet distance, of the distance over that of real cells. One of them alone
+    would choose wrongly: cells at the mean of their type are near by W2.
+
+    Parameters
+    ----------
+    reference, labels
+        The cells that are compared with, and their labels (m,).
+    unconditional, conditional
+        (m, G) log-normalised samples of the method, the second with `labels`; None if it has none.
+    real
+        Two such samples of real cells, in the same order.
+    """
+    pairs = [(score_all(reference, unconditional), score_all(reference, real[0]))]
+    if conditional is not None:
+        pairs.append((score_classes(reference, conditional, labels), score_classes(reference, real[1], labels)))
+    # distances of real cells are not 0: even two samples of one law differ by their size
+    return float(np.exp(np.mean([np.log(own[name] / there[name]) for own, there in pairs for name in DISTANCES])))
 
 
 def class_accuracy(reference: Reference, x: sp.csr_matrix, labels: np.ndarray) -> float | None:

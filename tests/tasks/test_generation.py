@@ -113,6 +113,19 @@ def test_classes_of_one_cell_are_skipped(cells, reference):
         task.score_classes(alone, x, np.full(48, 9))
 
 
+def test_real_cells_are_once_as_far_as_real_cells_and_cells_in_the_middle_further(cells, reference):
+    rng, labels = np.random.default_rng(0), cells.test_labels
+    rows = [task.same_labels(cells.train_labels, labels, rng=rng, replace=False) for _ in range(3)]
+    *real, again = (log_cp10k(cells.train[own]) for own in rows)
+    assert task.times_ceiling(reference, labels, *real, real=real) == pytest.approx(1)
+    # one sample or two: each distance counts as a factor, so another sample of real cells is about once as far
+    assert task.times_ceiling(reference, labels, again, None, real=real) == pytest.approx(1, abs=0.3)
+
+    middle = sp.csr_matrix(np.repeat(np.asarray(log_cp10k(cells.train).mean(0)), len(labels), axis=0))
+    w2 = task.score_all(reference, middle)["w2_exact"] / task.score_all(reference, real[0])["w2_exact"]
+    assert w2 < 1.2 and task.times_ceiling(reference, labels, middle, middle, real=real) > 2
+
+
 def test_a_classifier_of_real_cells_knows_real_cells(cells, reference):
     found = task.class_accuracy(reference, log_cp10k(cells.test), cells.test_labels)
     swapped = task.class_accuracy(reference, log_cp10k(cells.test), (cells.test_labels + 1) % 3)

@@ -170,7 +170,7 @@ def test_unknown_methods_are_refused(run, cells, protocol):
         experiment.compare_methods(run, cells, protocol, ["scdiff"])
 
 
-def test_tuning_takes_the_setting_with_the_lowest_distance(cells, protocol, monkeypatch):
+def test_tuning_takes_the_setting_nearest_to_the_ceiling(cells, protocol, monkeypatch):
     asked = []
 
     def fake(name, counts, labels, *, wanted, n_types, seed, threads, options):
@@ -187,4 +187,5 @@ def test_tuning_takes_the_setting_with_the_lowest_distance(cells, protocol, monk
     tried = rows[rows["item"] == "tuning"]
     assert asked == [{}, {"good": 1}, {"good": 1}] and len(tried) == 2
     assert set(tried["split"]) == {"0, validation"} and set(tried["n_real"]) == {14}
+    assert set(tried["metric"]) == {"times_ceiling"} and tried["value"].max() > 1
     assert "conditional" not in set(rows.loc[rows["method"] == "cfgen_like", "metric_variant"])
