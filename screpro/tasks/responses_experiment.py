@@ -31,6 +31,7 @@ from screpro.records import Run
 from screpro.tasks.responses import DIRECTIONS, ResponseSplit, Scorer, Scores, constants, win_rates
 from screpro.tasks.responses_drawn import keep_perturbations, keep_significance
 from screpro.tasks.responses_sampling import Spread, draw_conditions, mean_batch_spread, sampling_spread
+from screpro.tasks.responses_zeros import ZEROED, least_seen, zeroed
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings, TrainedSets, generate, train
 from screpro.tasks.tuning import best_setting, checkpoint_file, progress
 
@@ -275,7 +276,8 @@ def compare_methods(
 ) -> None:
     """Run every method with every seed and add its rows to `run`; what an interrupted run has measured stays.
 
-    Points of figures are kept of the first seed.
+    Every answer is scored as it is, and once more under the variant `ZEROED`. Points of figures are kept of the first
+    seed.
 
     Parameters
     ----------
@@ -289,6 +291,7 @@ def compare_methods(
     scorer = Scorer(split.test, split.controls)
     _add_references(run, split, scorer, protocol)
     scored: dict[int, Scores] = {}
+    least = least_seen(split.train)
 
     def against(seed: int) -> Scores:
         # an interrupted run may have its rows, but not what it scored on each perturbation
@@ -305,6 +308,8 @@ def compare_methods(
         scores = scorer.score(own.test, null=own.null)
         row = unit | {"n_real": len(split.test), "n_generated": len(own.test), "n_genes": len(split.test.genes)}
         _add(run, scores.values, row)
+        cut = scorer.score(zeroed(own.test, least), null=zeroed(own.null, least))
+        _add(run, cut.values, {**row, "metric_variant": ZEROED})
         if method in DRAWN and seed == protocol.seeds[0]:
             keep_perturbations(run, scores, scorer.names, dataset=protocol.dataset, method=method)
             keep_significance(run, scores.pair, dataset=protocol.dataset, method=method)

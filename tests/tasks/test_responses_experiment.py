@@ -15,6 +15,7 @@ from screpro.tasks import responses_experiment as experiment
 from screpro.tasks.responses import Scorer, Scores, constants, hold_out, win_rates
 from screpro.tasks.responses_drawn import keep_significance
 from screpro.tasks.responses_experiment import AGAINST, FAITHFUL, REPAIRED
+from screpro.tasks.responses_zeros import ZEROED
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings
 
 
@@ -103,6 +104,12 @@ def test_a_run_is_complete_and_continues_where_it_stopped(split, protocol, tmp_p
     assert (FAITHFUL, "sampling_variance_ratio", "seeds") in whole.index
     # control cells asked for as control cells: nothing is changed
     assert whole["control_cells", "null_calls", ""] < 0.1
+    # every answer is scored without values that no count gives too; of real cells that is the same
+    assert set(whole["control_cells", :, ZEROED].index) == set(whole["control_cells", :, ""].index) - {"fit_predict"}
+    for metric, value in whole["control_cells", :, ZEROED].items():
+        assert value == pytest.approx(whole["control_cells", metric, ""]), metric
+    gaps = [whole[FAITHFUL, "gene_zero_fraction_gap", variant] for variant in ("", ZEROED)]
+    assert gaps[0] != gaps[1]
     each = drawn_points(run, "perturbations")
     assert set(each["method"]) == {FAITHFUL, AGAINST}
     for metric in ("de_auroc", "pds_l1", "mae_of_means"):
