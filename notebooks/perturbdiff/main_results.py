@@ -1062,6 +1062,7 @@ records.verdicts("perturbdiff", [*(f"P{number}" for number in range(1, 9)), "P19
 # | win rate | ties count as wins | not in the repository | both counts |
 # | references | four means | one mean | these, control cells plain and shifted, halves of real cells, floors |
 # | null test, realism | none | none | beside every score |
+# | values that no count gives | not said | PerturbDiff's below 1e-4 of a scaled value are 0 | the same; everything scored [without them](perturbdiff-main-zeros) too |
 # | spread | none | one seed | over trainings |
 
 # %% [markdown]
