@@ -79,7 +79,8 @@ def changed(content: Mapping[str, Any]) -> dict[str, Any]:
 def tuning_table(rows: "pd.DataFrame", *, titles: Mapping[str, str] | None = None, digits: int = 3) -> "Styler | None":
     """Every setting that tuning tried, with its score by data set, the chosen one in bold; None if nothing was tuned.
 
-    Of a setting the options are named that not all settings of the method share; one without any is "default".
+    Columns name the score where runs chose by different ones. Of a setting the options are named that not all settings
+    of the method share; one without any is "default".
 
     Parameters
     ----------
@@ -102,9 +103,10 @@ def tuning_table(rows: "pd.DataFrame", *, titles: Mapping[str, str] | None = Non
             names[method, variant] = ", ".join(f"{k} {v}" for k, v in told.items()) or "default"
     keys = list(zip(tried["method"], tried["metric_variant"], strict=True))
     merit = tried["value"] * tried["direction"].map({"higher": 1.0, "lower": -1.0})
-    best = merit == merit.groupby([tried[c] for c in ("dataset", "tier", "method")]).transform("max")
+    best = merit == merit.groupby([tried[c] for c in ("dataset", "tier", "method", "metric")]).transform("max")
     tried = tried.assign(method=[titles.get(m, m) for m, _ in keys], setting=[names[key] for key in keys], best=best)
-    columns = ["dataset", "tier"] if len(set(tried["tier"])) > 1 else ["dataset"]
+    tried["metric"] = tried["metric"].str.replace("_", " ")
+    columns = ["dataset", *(c for c in ("tier", "metric") if len(set(tried[c])) > 1)]
     shape = {"index": ["method", "setting"], "columns": columns, "sort": False}
     chosen = tried.pivot_table(**shape, values="best", aggfunc=lambda of: any(of))
     bold = chosen.map(lambda one: "font-weight: bold" if one == 1 else "")

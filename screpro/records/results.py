@@ -205,8 +205,12 @@ def load_results(paper: str, name: str | None = None) -> "pd.DataFrame":
 
 
 def _measurement(file: Path, row: Mapping[str, Any]) -> tuple:
-    """What a run measured, as far as it takes the place of an earlier one."""
-    return file.parent.parent, *(row[c] for c in ("dataset", "split", "tier", "method", "item", "metric"))
+    """What a run measured, as far as it takes the place of an earlier one.
+
+    A method is tuned once, whatever it is tuned by: of two runs that chose by different scores the later one counts.
+    """
+    metric = "" if row["item"] == "tuning" else row["metric"]
+    return file.parent.parent, *(row[c] for c in ("dataset", "split", "tier", "method", "item")), metric
 
 
 # --- the journal ----------------------------------------------------------------------------------------
@@ -340,10 +344,13 @@ class Run:
         import pandas as pd
 
         live, recorded = self.frame(), load_results(*self.notebook.split("/"))
-        unit = ["dataset", "tier", "method", "metric"]
-        known = set(live[unit].itertuples(index=False, name=None))
-        again = [each in known for each in recorded[unit].itertuples(index=False, name=None)]
-        return pd.concat([recorded[[not each for each in again]], live], ignore_index=True)
+
+        def measured(rows: "pd.DataFrame") -> "list[tuple]":
+            metric = rows["metric"].mask(rows["item"] == "tuning", "tuning")  # as in `_measurement`
+            return list(zip(rows["dataset"], rows["tier"], rows["method"], metric, strict=True))
+
+        known = set(measured(live))
+        return pd.concat([recorded[[own not in known for own in measured(recorded)]], live], ignore_index=True)
 
     def __repr__(self) -> str:
         return f"Run({self.notebook}, tier={self.tier}, {len(self._rows)} rows)"

@@ -166,7 +166,7 @@ class _Work:
         return self.run.done(**self.unit(method, seed), metric="fit_generate")
 
     def chosen(self, method: str) -> dict[str, Any]:
-        """The setting nearest to the ceiling on a fifth of the training cells, set apart for that (`times_ceiling`)."""
+        """The setting with the smallest `times_ceiling` on a fifth of the training cells, set apart for that."""
         p = self.protocol
         grid = list(p.grids.get(method, baselines.GENERATORS[method].grid))
         if not p.tune or len(grid) == 1:

@@ -3,7 +3,7 @@
 One fit of a method per seed answers three questions at once: the test perturbations, the validation perturbations that
 settings are chosen on, and the control condition (the null test). Rows stand under variants, so that the claims on them
 never mix: "" for the 14 scores and what is reported beside them, the name of a score for win rates against STATE-like
-(equal counts as a win, as in the paper; with "strictly" it does not), "seeds" and "batches" for variances.
+(equal counts as a win, as in the paper; with "strictly" it does not), "seeds" and "batches" for variances, `ZEROED`.
 
 Two versions of the model are run. `perturbdiff` is the paper's: a chain of guided answers. `perturbdiff_repaired` is
 the same network asked once, without guidance, or trained on smaller sets or rescaled genes as well: settings alone.

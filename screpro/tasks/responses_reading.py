@@ -91,14 +91,14 @@ def missed_sentence(
     models: Mapping[str, str],
     ceiling: str,
 ) -> str:
-    """By how much models miss an aim, how the others stand to the first, and whether real cells would meet it.
+    """By how much models miss an aim, how the second stands to the first, and whether real cells would meet it.
 
     Parameters
     ----------
     rows, metric, against, against_metric
         As in `judged`.
     models
-        The faithful model and repaired versions, each with what it is called.
+        The faithful and the repaired model, each with what it is called.
     ceiling
         Method of the rows in which real cells are the answer.
 
@@ -115,12 +115,11 @@ def missed_sentence(
     ]
     if not parts:
         return ""
-    first, *others = models
-    for other in others:
-        if between := judged(rows, other, metric, against=first):
-            word = {"win": "better than", "tie": "level with", "loss": "worse than"}[between.outcome]
-            gap = f"{between.difference:+.3f} ± {between.standard_error:.3f}"
-            parts.append(f"on this score {models[other]} is {word} {models[first]} ({gap})")
+    first, second = models
+    if between := judged(rows, second, metric, against=first):
+        word = {"win": "better than", "tie": "level with", "loss": "worse than"}[between.outcome]
+        gap = f"{between.difference:+.3f} ± {between.standard_error:.3f}"
+        parts.append(f"on this score {models[second]} is {word} {models[first]} ({gap})")
     if top := standing(rows, ceiling, metric, against=against, against_metric=against_metric):
         word = "would meet it" if top[1] > 0 else "would miss it too" if top[1] < 0 else "would be level"
         parts.append(f"half of the real cells ({top[0]:.3f}) {word}")

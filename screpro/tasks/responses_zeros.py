@@ -1,9 +1,9 @@
 """Values that no count gives: what they do to tests of called genes, and cells without them.
 
 Log-normalised expression of a cell is 0 or at least that of one count. Networks, and changes added to control cells,
-give out values in between. For a mean they hardly matter; a rank test hears nothing else, as it takes every one of them
-to be above all zeros of the control cells, and calls the gene. PerturbDiff sets values below a threshold to 0 in every
-step of its sampler, at 1e-4 of a scaled value: far below one count.
+also give out values in between. The mean of many cells changes little by them. A rank test takes each of them to be
+above all zeros of the control cells, and calls the gene. PerturbDiff sets values below a threshold to 0 in every step
+of its sampler, at 1e-4 of a scaled value: far below one count.
 
 Here everything a method answers is also scored with such values at 0. The bound of a gene is the smallest value that a
 training cell has of it, so nothing is chosen, and every method can know it.
@@ -13,7 +13,10 @@ import numpy as np
 
 from screpro.data.populations import Populations
 
-__all__ = ["ZEROED", "least_seen", "zeroed"]
+__all__ = ["SINCE", "ZEROED", "least_seen", "zeroed"]
+
+SINCE = "2026-11-23T08:50"
+"""Recorded runs that started earlier (UTC) have no such rows, and their baselines chose among fewer settings."""
 
 ZEROED = "small values 0"
 """Variant of rows whose cells went through `zeroed`."""
@@ -25,7 +28,8 @@ def least_seen(train: Populations) -> np.ndarray:
     values.eliminate_zeros()
     out = np.full(values.shape[1], np.inf, dtype=np.float32)
     seen = np.flatnonzero(np.diff(values.indptr))  # reduceat takes no empty slices
-    out[seen] = np.minimum.reduceat(values.data, values.indptr[seen]) if len(seen) else out[seen]
+    if len(seen):
+        out[seen] = np.minimum.reduceat(values.data, values.indptr[seen])
     return out
 
 

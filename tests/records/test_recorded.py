@@ -82,3 +82,8 @@ def test_what_tuning_chose_is_bold_by_data_set_and_options_in_common_are_left_ou
     assert records.tuning_table(to_frame([row("a")])) is None
     both = records.tuning_table(to_frame([*rows[:2], tried("a", 1.0, {}, tier="paper")]))
     assert both.columns.tolist() == [("d", "laptop"), ("d", "paper")]
+    # two scores are never averaged, and each has its own best
+    other = [tried("a", v, o, dataset="e", metric="a_b") for v, o in ((9.0, {}), (8.0, {"rate": 1}))]
+    both = records.tuning_table(to_frame([*rows[:2], *other]))
+    assert [name for _, name in both.columns] == [rows[0]["metric"].replace("_", " "), "a b"]
+    assert both.data["e"].squeeze().tolist() == [9.0, 8.0]

@@ -172,6 +172,17 @@ def test_what_is_recorded_again_takes_the_place_of_what_it_was(tmp_path, monkeyp
     assert list(found.loc[found["value"] == 0.9, "metric_variant"]) == ["another setting"]
 
 
+def test_a_method_is_tuned_once_whatever_it_is_tuned_by(tmp_path, monkeypatch, folder):
+    tuned = {"item": "tuning", "metric_variant": "{}"}
+    older = [tuned | {"metric": "w2"}, tuned | {"metric": "w2", "method": "n"}, {"metric": "w2"}]
+    record(monkeypatch, tmp_path, folder, "a", "2026-01-01T00:00:00+00:00", older)
+    record(monkeypatch, tmp_path, folder, "b", "2026-01-02T00:00:00+00:00", [tuned | {"metric": "ratio"}])
+    found = records.load_results("scdiff")
+    left = found[found["item"] == "tuning"]
+    assert sorted(left["metric"]) == ["ratio", "w2"] and set(left.loc[left["metric"] == "w2", "method"]) == {"n"}
+    assert len(found) == 3
+
+
 def test_this_runs_rows_stand_for_recorded_ones_of_the_same_measurement(tmp_path, monkeypatch):
     """Whoever asks for other parameters sees the answer, not the recorded one; everything else stays visible."""
     monkeypatch.setattr(results.paths, "root", lambda: tmp_path)
@@ -190,8 +201,11 @@ def test_this_runs_rows_stand_for_recorded_ones_of_the_same_measurement(tmp_path
     again = results.Run("scdiff/page", tier="laptop", folder=tmp_path / "three", run_id="three")
     again.add(**unit, method="a", metric="f1", value=0.9)
     again.add(**unit, method="b", metric="accuracy", value=0.8)
-    seen = again.with_recorded().set_index(["method", "metric"])["value"].to_dict()
-    assert seen == {("b", "f1"): 0.5, ("a", "f1"): 0.9, ("b", "accuracy"): 0.8}
+    tuned = {**unit, "item": "tuning", "method": "b", "metric_variant": "{}"}
+    again.add(**tuned, metric="f1", value=0.7)  # what settings were chosen by is no measurement of the method
+    rows = again.with_recorded()
+    seen = rows[rows["item"] != "tuning"].set_index(["method", "metric"])["value"].to_dict()
+    assert len(rows) == len(seen) + 1 and seen == {("b", "f1"): 0.5, ("a", "f1"): 0.9, ("b", "accuracy"): 0.8}
     light = results.Run("scdiff/page", tier="ci", folder=tmp_path / "two", run_id="two")
     light.add(**unit, method="a", metric="f1", value=0.1)
     assert len(light.with_recorded()) == 3
