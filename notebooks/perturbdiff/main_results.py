@@ -322,7 +322,7 @@ tiers = {
         10,
         {"conditions": 3, "draws": 4},
     ),
-    "laptop": ([0, 1, 2], 300, SetDiffusionSettings(width=64, layers=2, steps=1000), 20, {}),
+    "laptop": ([0, 1, 2], 300, SetDiffusionSettings(width=64, layers=2, steps=9000), 20, {}),
     "paper": (
         [0, 1, 2],
         2000,
@@ -357,7 +357,7 @@ repairs = [
     | {"set_size": size, "sets": max(1, cells_in_step // size)}
     for scale, size, drop in tried
 ]
-lengths = {  # by tier, of what is trained, in the place of a method's own
+lengths = {  # by tier, of what is trained, in the place of a method's own where a setting does not name it
     "ci": {
         AGAINST: {"steps": 100, "width": 48, "set_size": 16},
         "cpa": {"epochs": 5, "width": 64},
@@ -374,7 +374,13 @@ lengths = {  # by tier, of what is trained, in the place of a method's own
     },
     "paper": {m: {"steps": training.steps, "set_size": training.set_size} for m in (AGAINST, "arc_state")},
 }
-grids = {FAITHFUL: [{}, {"learning_rate": 5e-4}], REPAIRED: repairs}  # first: the authors' rate for Replogle
+shorter = {"steps": max(1, training.steps // 3)}
+grids = {FAITHFUL: [{}, {"learning_rate": 5e-4}, shorter]}  # first: the authors' rate for Replogle
+grids[REPAIRED] = [*repairs, repairs[0] | shorter]
+# every network may also train three times as long, or a third as long, as what it otherwise does at tier laptop
+grids[AGAINST] = [*baselines.BASELINES[AGAINST].grid, shorter]
+longer = {"cpa": {"epochs": 120}, "cellflow_like": {"steps": 3000}, "squidiff_like": {"steps": 7500}}
+grids |= {method: [*baselines.BASELINES[method].grid, setting] for method, setting in longer.items()}
 by_file = role is not None
 protocol = experiment.Protocol(
     dataset=name,

@@ -85,7 +85,7 @@ class Protocol(NamedTuple):
     training: SetDiffusionSettings
     sampler: SamplerSettings
     grids: Mapping[str, Sequence[dict[str, Any]]] = MappingProxyType({})  # of a method, in the place of its own
-    options: Mapping[str, dict[str, Any]] = MappingProxyType({})  # of a method, whatever is chosen: its length
+    options: Mapping[str, dict[str, Any]] = MappingProxyType({})  # of a method, its length; a setting may replace it
     tune: bool = False  # choose settings on validation perturbations; otherwise the first of the grid
     conditions: int = 4  # of which samples are drawn again and again
     draws: int = 8
@@ -187,7 +187,7 @@ def answer(
     """
     asked = joined(split.test, split.validation, null_cells(split.controls))
     ends = np.cumsum([len(split.test), len(split.validation)])
-    options = {**options, **protocol.options.get(method, {})}
+    options = {**protocol.options.get(method, {}), **options}
     started = time.monotonic()
     if method in (FAITHFUL, REPAIRED):
         training, sampler = settings_of(protocol, options)
@@ -358,7 +358,7 @@ def _add_variances(
     run: Run, split: ResponseSplit, protocol: Protocol, own: Made, row: dict[str, Any], *, method: str, seed: int
 ) -> None:
     """Claim P19: how far samples of one condition differ, and the batches of what was generated."""
-    sampler = settings_of(protocol, {**grid_of(protocol, method)[0], **protocol.options.get(method, {})})[1]
+    sampler = settings_of(protocol, {**protocol.options.get(method, {}), **grid_of(protocol, method)[0]})[1]
     drawn = draw_conditions(
         own.trained, split.test, controls=split.controls, sampler=sampler,
         conditions=protocol.conditions, draws=protocol.draws, seed=seed,
