@@ -31,8 +31,8 @@ from screpro.records import Run
 from screpro.tasks.responses import DIRECTIONS, ResponseSplit, Scorer, Scores, constants, win_rates
 from screpro.tasks.responses_drawn import keep_perturbations, keep_significance
 from screpro.tasks.responses_sampling import Spread, draw_conditions, mean_batch_spread, sampling_spread
-from screpro.tasks.responses_zeros import ZEROED, least_seen, zeroed
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings, TrainedSets, generate, train
+from screpro.tasks.small_values import ZEROED, least_seen, zeroed
 from screpro.tasks.tuning import best_setting, checkpoint_file, progress
 
 __all__ = [
@@ -291,7 +291,7 @@ def compare_methods(
     scorer = Scorer(split.test, split.controls)
     _add_references(run, split, scorer, protocol)
     scored: dict[int, Scores] = {}
-    least = least_seen(split.train)
+    least = least_seen(split.train.x)
 
     def against(seed: int) -> Scores:
         # an interrupted run may have its rows, but not what it scored on each perturbation

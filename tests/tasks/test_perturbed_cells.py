@@ -22,6 +22,7 @@ from screpro.tasks.perturbed_cells import (
     train_cell_model,
 )
 from screpro.tasks.perturbed_cells_scores import DISTANCES, EFFECTS, PairScorer, told_from_control
+from screpro.tasks.small_values import ZEROED
 
 AE = AutoEncoderSettings(width=16, tokens=4, channels=4, layers=1, heads=2, cross_heads=2, epochs=2)
 FLOW = FlowSettings(width=16, layers=1, heads=2, steps=40, batch_size=64)
@@ -192,6 +193,10 @@ def test_the_experiment_writes_rows_once(held, tmp_path, monkeypatch):
     assert variants["guidance"] == {"guidance_1", "guidance_5"}
     assert variants["conditioning"] == {"joint", "additive"}
     assert variants["library"] == {"main_effects", "one_count"}
+    assert variants[ZEROED] == set(methods)
+    effects = rows[rows["item"] == "Figure 13"].set_index(["method", "metric", "metric_variant"])["value"]
+    for metric in effects["control_of_type"].index.get_level_values("metric").unique():  # cells as they were measured
+        assert effects["control_of_type", metric, ZEROED] == effects["control_of_type", metric, "guidance 1"]
     assert variants["held-out pairs"] == {"scldm", "global_mean"}
     sizes = rows[rows["metric"] == "cells_of_pair"].set_index("metric_variant")["value"]
     assert dict(sizes) == {held.name(pair): len(held.test.rows(*pair)) for pair in held.pairs}

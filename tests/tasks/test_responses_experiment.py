@@ -15,8 +15,8 @@ from screpro.tasks import responses_experiment as experiment
 from screpro.tasks.responses import Scorer, Scores, constants, hold_out, win_rates
 from screpro.tasks.responses_drawn import keep_significance
 from screpro.tasks.responses_experiment import AGAINST, FAITHFUL, REPAIRED
-from screpro.tasks.responses_zeros import ZEROED
 from screpro.tasks.set_diffusion import SamplerSettings, SetDiffusionSettings
+from screpro.tasks.small_values import ZEROED
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from screpro.data.populations import populations
 from screpro.data.simulate_atlas import atlas
 from screpro.metrics.perturbation import null_side
 from screpro.tasks.responses import hold_out
-from screpro.tasks.responses_zeros import least_seen, zeroed
+from screpro.tasks.small_values import least_seen, zeroed
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +24,13 @@ def split():
 
 
 def test_the_bound_is_the_smallest_positive_value_of_training_cells(split):
-    least, dense = least_seen(split.train), split.train.x.toarray()
+    least, dense = least_seen(split.train.x), split.train.x.toarray()
     for gene in range(dense.shape[1]):
         values = dense[:, gene][dense[:, gene] > 0]
         assert least[gene] == (values.min() if len(values) else np.inf)
     unseen = sp.csr_matrix(dense * (np.arange(dense.shape[1]) != 3))
     unseen.data[0] = 0  # a stored zero is none
-    least = least_seen(split.train.__class__(**{**vars(split.train), "x": unseen}))
+    least = least_seen(unseen)
     assert least[3] == np.inf and least[unseen.indices[0]] > 0
 
 
@@ -45,7 +45,7 @@ def test_what_stays_is_unchanged_and_what_goes_was_small(cells):
 
 def test_training_cells_stay_as_they_are(split):
     dense = split.train.x.toarray()
-    np.testing.assert_array_equal(zeroed(dense, least_seen(split.train)), dense)
+    np.testing.assert_array_equal(zeroed(dense, least_seen(split.train.x)), dense)
 
 
 def test_a_value_far_below_one_count_is_called_until_it_is_0(split):
@@ -54,4 +54,4 @@ def test_a_value_far_below_one_count_is_called_until_it_is_0(split):
     shares = 1 - np.asarray((real > 0).mean(0)).ravel()
     called = null_side(real, sp.csr_matrix(made)).significant[0]
     assert (shares > 0.5).sum() > 1 and called[shares > 0.5].all() and not called[shares < 0.05].any()
-    np.testing.assert_array_equal(zeroed(made, least_seen(split.train)), real.toarray())
+    np.testing.assert_array_equal(zeroed(made, least_seen(split.train.x)), real.toarray())

@@ -10,21 +10,20 @@ training cell has of it, so nothing is chosen, and every method can know it.
 """
 
 import numpy as np
-
-from screpro.data.populations import Populations
+import scipy.sparse as sp
 
 __all__ = ["SINCE", "ZEROED", "least_seen", "zeroed"]
 
 SINCE = "2026-11-23T08:50"
-"""Recorded runs that started earlier (UTC) have no such rows, and their baselines chose among fewer settings."""
+"""Recorded runs of PerturbDiff's main results that started earlier (UTC) have no such rows, and fewer settings."""
 
 ZEROED = "small values 0"
 """Variant of rows whose cells went through `zeroed`."""
 
 
-def least_seen(train: Populations) -> np.ndarray:
-    """The smallest value above 0 of every gene among training cells, (G,) float32; infinite where there is none."""
-    values = train.x.tocsc()
+def least_seen(train: sp.spmatrix) -> np.ndarray:
+    """The smallest value above 0 of every gene (G,) among training cells (n, G), float32; infinite without one."""
+    values = train.tocsc(copy=True)
     values.eliminate_zeros()
     out = np.full(values.shape[1], np.inf, dtype=np.float32)
     seen = np.flatnonzero(np.diff(values.indptr))  # reduceat takes no empty slices
