@@ -376,7 +376,7 @@ lengths = {  # by tier, of what is trained, in the place of a method's own where
 }
 shorter = {"steps": max(1, training.steps // 3)}
 grids = {FAITHFUL: [{}, {"learning_rate": 5e-4}, shorter]}  # first: the authors' rate for Replogle
-grids[REPAIRED] = [*repairs, repairs[0] | shorter]
+grids[REPAIRED] = [*repairs, *(setting | shorter for setting in repairs)]
 # every network may also train three times as long, or a third as long, as what it otherwise does at tier laptop
 grids[AGAINST] = [*baselines.BASELINES[AGAINST].grid, shorter]
 longer = {"cpa": {"epochs": 120}, "cellflow_like": {"steps": 3000}, "squidiff_like": {"steps": 7500}}
