@@ -73,7 +73,7 @@ from screpro.data.preprocess import log_cp10k
 from screpro.plots import PALETTE, use_style
 from screpro.records.tables import spread
 from screpro.tasks import autoencoder
-from screpro.tasks.autoencoder import THETA_RATE_SINCE, AutoEncoderSettings
+from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.autoencoder_ablations import LONGER, METHODS, Ablation, compare, draw_panel
 from screpro.tasks.autoencoder_prior import generated_cells
 from screpro.tasks.autoencoder_scores import padded_latents, reconstruction_scores
@@ -284,17 +284,8 @@ if tier == "laptop" if longer is None else longer:  # networks that decide claim
     three_times = replace(protocol, settings=replace(default, epochs=3 * default.epochs), variant="longer")
     compare(run, counts, three_times, [name for name in run_methods if name in LONGER])
 
-# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
+# %% tags=["hide-input"]
 rows = run.with_recorded()
-early = records.recorded_before("scldm/ablations", rows, THETA_RATE_SINCE)
-text = (
-    f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
-    "dispersion per gene, had a learning rate of its own. It then stayed below its likeliest value, so that errors in "
-    "nats are higher than the same means would have with a better theta, and the more so the smaller the rate of a "
-    "width or depth. X-dispersion is touched most: a dispersion per cell and gene comes from the network's head and "
-    "does not lag like that."
-)
-Markdown(text if early else "")
 
 # %% [markdown]
 # ### All genes or the expressed ones?

@@ -81,7 +81,7 @@ from screpro.plots import PALETTE, score_figure, use_style
 from screpro.records.compare import compare, heaviest
 from screpro.records.tables import spread
 from screpro.tasks import autoencoder
-from screpro.tasks.autoencoder import THETA_RATE_SINCE, AutoEncoderSettings
+from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.embedding import METRICS, combine, prepare, principal_components, score_groups
 from screpro.tasks.embedding_drawn import keep_components
 from screpro.tasks.embedding_experiment import (
@@ -428,16 +428,8 @@ compare_embeddings(run, cells, protocol, methods or METHODS, trained={("medium",
 all_rows = run.with_recorded()
 itself, pooled = apart(all_rows)  # trained on cells of the study that is scored, and on other studies
 rows = pooled if itself.empty else itself
-early = records.recorded_before("scldm/embeddings", all_rows, THETA_RATE_SINCE)
-text = (
-    f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
-    "dispersion per gene, had a learning rate of its own. It then stayed below its likeliest value, so that the errors "
-    "in nats of Table 16 are higher than the same means would have with a better theta, and the more so the smaller "
-    "the rate that was chosen for a size. Scores of the embeddings are not computed from theta, but the networks were "
-    "trained with it."
-)
 alone = "No run without a `pool` is at hand: **everything below is of networks trained on other studies.** "
-Markdown((alone if itself.empty else "") + (text if early else ""))
+Markdown(alone if itself.empty else "")
 
 # %% [markdown]
 # ### Reconstruction by size (Table 16)

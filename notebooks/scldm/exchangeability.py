@@ -86,7 +86,7 @@ from screpro.plots import PALETTE, score_figure, use_style
 from screpro.processes.interpolant import expected_noise, interpolate
 from screpro.records.tables import spread
 from screpro.tasks import exchangeability as exch
-from screpro.tasks.autoencoder import THETA_RATE_SINCE, AutoEncoderSettings, batch_of, encode, reconstruct, train
+from screpro.tasks.autoencoder import AutoEncoderSettings, batch_of, encode, reconstruct, train
 from screpro.tasks.exchangeability_experiment import FEW, MIXINGS, SET, Protocol, changes, compare, split_counts
 from screpro.tasks.flow import FlowSettings, train_flow
 from screpro.tasks.presets_scldm import flow_settings, sweep_settings
@@ -543,16 +543,6 @@ Markdown("\n".join(lines or ["- none is recorded"]))
 # %% [markdown]
 # These are short trainings of small networks. They show what losing the counts cost there, not what it would cost a
 # network trained to its end, and they do not say why.
-
-# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-early = records.recorded_before("scldm/exchangeability", rows, THETA_RATE_SINCE)
-text = (
-    f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
-    "dispersion, had a learning rate of its own. It then stayed below its likeliest value, in both networks, so that "
-    "their errors in nats are higher than the same means would have with a better theta. Digits, tokens and what a "
-    "latent tells of the counts are not computed from theta."
-)
-Markdown(text if early else "")
 
 # %% [markdown]
 # ## The decoder normalises what enters

@@ -78,7 +78,7 @@ from screpro.plots import PALETTE, score_figure, use_style
 from screpro.records import manifest, results
 from screpro.records.compare import compare, heaviest
 from screpro.records.tables import spread
-from screpro.tasks.autoencoder import THETA_RATE_SINCE, AutoEncoderSettings
+from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.flow import FlowSettings
 from screpro.tasks.generation import class_sizes, generation_cells, reference_of, score_all
 from screpro.tasks.generation_drawn import TRAINING, Sample, keep_maps, keep_markers, keep_variances
@@ -822,15 +822,6 @@ None if len(both) else Markdown("Not run at this tier, and no run of a heavier t
 # %% tags=["hide-input"]
 tried = records.tuning_table(rows, titles=titles)
 Markdown("No method was tuned in this run, and no tuned run is recorded.") if tried is None else tried
-
-# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-early = records.recorded_before("scldm/generation", rows, THETA_RATE_SINCE)
-text = (
-    f"The recorded rows of {', '.join(early)} are of before theta, the inverse dispersion per gene, had a learning rate of "
-    "its own, with shorter grids of the baselines and scLDM in batches of 8: their CFGen-like rows are weaker than they "
-    "would be now."
-)
-Markdown(text if early else "")
 
 # %% [markdown]
 # The recorded runs that the tables of this page draw on, with what was set otherwise than the page's defaults:

@@ -82,7 +82,7 @@ from screpro.records.tables import spread
 from screpro.tasks.attention import ALL_CELLS, DECODER, ENCODER, OTHERS, decoder_weights, measure
 from screpro.tasks.attention_drawn import SIDES, as_tables, keep_enrichment
 from screpro.tasks.attention_experiment import LIKE, METHODS, Protocol, compare, enriched, prepare
-from screpro.tasks.autoencoder import THETA_RATE_SINCE, AutoEncoderSettings, encode, train
+from screpro.tasks.autoencoder import AutoEncoderSettings, encode, train
 from screpro.tasks.enrichment import decoupler_scores, permutations_for, slope_scores
 from screpro.tasks.presets_scldm import sweep_settings
 
@@ -285,16 +285,6 @@ losses = rows[rows["metric"] == "re_nb_nll"].pivot_table(
     sort=False,
 )
 losses.rename(columns=said)
-
-# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-early = records.recorded_before("scldm/interpretability", rows, THETA_RATE_SINCE)
-text = (
-    f"The recorded rows of {', '.join(early)} are of before theta, the inverse "
-    "dispersion per gene, had a learning rate of its own. It then stayed below its likeliest value, so that the error "
-    "of the trained network is higher than the same means would have with a better theta. Attention is not computed "
-    "from theta, but was trained with it."
-)
-Markdown(text if early else "")
 
 # %% [markdown]
 # The share of types that have an enriched token. The row in bold is claim L16; *pairs* is the share of all pairs of

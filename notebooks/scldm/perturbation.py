@@ -85,7 +85,7 @@ from screpro.plots import PALETTE, score_figure, use_style
 from screpro.records.compare import compare
 from screpro.records.tables import spread
 from screpro.tasks import perturbed_cells_experiment as experiment
-from screpro.tasks.autoencoder import THETA_RATE_SINCE, AutoEncoderSettings
+from screpro.tasks.autoencoder import AutoEncoderSettings
 from screpro.tasks.flow import FlowSettings, decode_counts, sample_latents
 from screpro.tasks.generation import narrow_kernels
 from screpro.tasks.perturbed_cells import default_pairs, hold_out_pairs, normalised, pair_cells, put_in_effects
@@ -394,27 +394,6 @@ rows = run.with_recorded()
 in_order = [*experiment.METHODS, *(["scgpt"] if "scgpt" in set(rows["method"]) else [])]
 main = rows[rows["metric_variant"] == "guidance 1"]
 guided = rows[(rows["metric_variant"] == "guidance") & (rows["method"] != "guidance_1")]
-
-# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
-early = records.recorded_before("scldm/perturbation", rows, THETA_RATE_SINCE)
-text = (
-    f"The recorded rows of {', '.join(early)} are of before theta, the inverse dispersion per gene, had a learning rate "
-    "of its own, in scLDM and in scVI, and before library sizes of unseen pairs were spread as cells are within pairs."
-)
-texts = [text] if early else []
-as_means = records.recorded_before("scldm/perturbation", main[main["method"] == "cpa"], experiment.CHOSEN_SINCE)
-if as_means:
-    texts.append(
-        f"CPA's recorded rows of {', '.join(as_means)} are of before it kept the control cell: decoded means, whose spread "
-        "is too small for distances between crowds of cells. Being ahead of it there says little."
-    )
-untuned = rows[(rows["method"] == "scvi") & (rows["metric_variant"] == "held-out pairs")]
-if untuned := records.recorded_before("scldm/perturbation", untuned, experiment.CHOSEN_SINCE):
-    texts.append(
-        f"In Table 14 scVI's recorded rows of {', '.join(untuned)} are of before its passes and its KL term were chosen: it trained as "
-        "long as the scVI that draws cells, which is too long."
-    )
-Markdown("\n\n".join(texts))
 
 # %% [markdown]
 # None of the sets at hand is one of the paper's, so every column of ours is a **stand-in**: it says of how many seeds

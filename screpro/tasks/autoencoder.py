@@ -16,7 +16,6 @@ from screpro.training import Fit, TrainConfig, fit
 
 __all__ = [
     "THETA_RATE_FACTOR",
-    "THETA_RATE_SINCE",
     "AutoEncoderSettings",
     "Trained",
     "build",
@@ -34,9 +33,6 @@ THETA_RATE_FACTOR = 10.0
 The likeliest theta rises as the means get better, by orders of magnitude; a step of Adam moves its logarithm by about
 the learning rate at most, and by far less for a rare gene. At the rate of the weights training ends on its way.
 """
-
-THETA_RATE_SINCE = "2026-11-22T19:30"
-"""Recorded runs that started earlier trained theta at the rate of the weights (UTC)."""
 
 
 @dataclass(frozen=True)

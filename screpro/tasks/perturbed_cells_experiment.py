@@ -35,7 +35,6 @@ from screpro.tasks.tuning import best_setting, progress
 __all__ = [
     "BOUND",
     "CEILING",
-    "CHOSEN_SINCE",
     "METHODS",
     "Models",
     "Protocol",
@@ -55,9 +54,6 @@ BOUND = "autoencoder"
 
 DRAWN = ("scldm", "mean_shift")
 """Methods whose cells, of the first seed, figures show."""
-
-CHOSEN_SINCE = "2026-11-23T05:30"
-"""In recorded runs that started earlier CPA answered with decoded means, and scVI of Table 14 was not chosen (UTC)."""
 
 LAW_CELLS = 20_000
 """Training cells at most that the profile and the dispersions of `_add_floor` are fitted to."""
