@@ -500,7 +500,8 @@ Markdown(
     f"context and batch, {own.steps} training steps of {own.sets} sets of {own.set_size} cells, and {own_sampler} "
     "steps of the sampler. `steps` is the length of both versions of PerturbDiff and of "
     f"{' and '.join(titles[m] for m in as_long)}. It does not change the others, so that a run with more of them "
-    f"trains the model longer and these not: {', '.join(apart)}, the others the number in their signature."
+    f"trains the model longer and these not: {', '.join(apart)}, the others the number in their signature. Where "
+    "settings are chosen, a second length is among them."
 )
 
 # %% [markdown]
