@@ -169,6 +169,20 @@ def test_settings_are_chosen_on_validation_cells_and_their_answer_is_kept(split,
     assert untuned.grids["linear"] == [grid[0]] and not made
 
 
+def test_a_setting_may_replace_the_length_of_the_protocol(split, protocol, monkeypatch):
+    fitted = []
+
+    def run(method, train, *, asked, options, **_):
+        fitted.append(options)
+        return np.zeros((len(asked), len(asked.genes)), dtype=np.float32)
+
+    monkeypatch.setattr(experiment.baselines, "run", run)
+    for setting in ({}, {"width": 24}, {"steps": 2}):
+        experiment.answer(AGAINST, split, protocol, seed=0, options=setting)
+    length = protocol.options[AGAINST]
+    assert fitted == [length, length | {"width": 24}, length | {"steps": 2}]
+
+
 def test_an_unknown_method_is_one_clear_error(split, protocol):
     with pytest.raises(ScreproError, match="named by its key"):
         experiment.answer("magic", split, protocol, seed=0, options={})
