@@ -674,7 +674,7 @@ for metric, caption in names.items():
 # smaller than a single count gives. A mean changes little by them; the rank test behind the first score puts every one
 # above the zeros of control cells, and calls the gene ({doc}`more on that <../perturbdiff/main_results>`). The overlap as
 # answered and, after the arrow, with values at 0 that are smaller than any training cell's of that gene; without an arrow
-# are runs from before this was scored.
+# are runs from before this was scored. It can take overlap away as well, where such values stand in the right genes.
 
 # %% tags=["hide-input"]
 keys = ["dataset", "tier", "method"]
