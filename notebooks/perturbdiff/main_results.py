@@ -514,8 +514,7 @@ Markdown(
 # learning rate for Replogle. A set without validation perturbations, such as `kang_1k`, has no column: there each
 # method is run with the first of its rows.
 #
-# Every method chooses among all of its settings. Earlier runs gave a baseline its first two, which were for CPA the default
-# and the decoded mean (`keep_rest` false), now the last of its settings.
+# Every method chooses among all of its settings. Earlier runs gave a baseline its first two.
 #
 # Length is one of the settings. PerturbDiff and the STATE-like network take 9 000 steps or a third of them; CPA, CellFlow-like
 # and Squidiff-like take their own length, in the first row, or three times that. Where nothing can be chosen, each has
