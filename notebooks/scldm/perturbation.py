@@ -673,7 +673,7 @@ for metric, caption in names.items():
 # **Small values.** scLDM and scVI draw counts. The others answer in log expression, also with values above 0 that are
 # smaller than a single count gives. A mean changes little by them; the rank test behind the first score puts every one
 # above the zeros of control cells, and calls the gene ({doc}`more on that <../perturbdiff/main_results>`). The overlap as
-# answered and, after the arrow, with values at 0 that are smaller than any training cell's of that gene; without an arrow
+# answered, mean over seeds, and, after the arrow, with values at 0 that are smaller than any training cell's of that gene; without an arrow
 # are runs from before this was scored. It can take overlap away as well, where such values stand in the right genes.
 
 # %% tags=["hide-input"]
