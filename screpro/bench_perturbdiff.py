@@ -23,7 +23,7 @@ STEPS = (
 
 def perturbdiff() -> Rows:
     """All rows; the largest step and Cell-Eval take minutes on a CPU."""
-    return [*_steps(), *_evaluation(), *_batching()]
+    return [*_steps(), *_losses(), *_evaluation(), *_batching()]
 
 
 # --- training step ---------------------------------------------------------------------------------------------
@@ -54,7 +54,6 @@ def _steps() -> Rows:
 def _both_steps(sets: int, cells: int, sizes: dict):
     """Forward and backward of one step, with and without what this package does differently; the same weights."""
     import torch
-    from geomloss import SamplesLoss
 
     from screpro.kernels.linear import without_onednn
     from screpro.losses_sets import set_loss
@@ -83,7 +82,6 @@ def _both_steps(sets: int, cells: int, sizes: dict):
     every = [p for p in model.parameters() if p.requires_grad]
     slopes = torch.autograd.grad(value, every, allow_unused=True)
     weights = [p for p, slope in zip(every, slopes, strict=True) if slope is not None]
-    energy = SamplesLoss("energy", blur=0.05)
 
     def ours():
         value = set_loss(model(**given), x0).mean()
@@ -98,15 +96,61 @@ def _both_steps(sets: int, cells: int, sizes: dict):
             predicted = model(**given, previous=zeros)
         finally:
             model.enter_control[0] = entrance
-        value = energy(predicted, x0).mean() + (predicted - x0).square().mean()
-        with torch.no_grad():
-            energy(predicted.detach(), x0).tolist()  # for the log, as in their training module
+        value = _their_loss(predicted, x0)
         entry = {id(entrance.weight): wide.weight, id(entrance.bias): wide.bias}
         slopes = torch.autograd.grad(value, [entry.get(id(p), p) for p in weights])
         cut = [s[:, :GENES] if id(p) == id(entrance.weight) else s for p, s in zip(weights, slopes, strict=True)]
         return [value.detach(), *cut]
 
     return ours, theirs
+
+
+def _losses() -> Rows:
+    """The loss of a step alone, value and gradient: what a step would save if its network were the same."""
+    import torch
+
+    from screpro.losses_sets import set_loss
+
+    rows = []
+    for sets, cells in dict.fromkeys((sets, cells) for sets, cells, _ in STEPS):
+        line = partial(
+            row,
+            "PerturbDiff, loss of a step alone",
+            f"{sets} sets x {cells} cells x {GENES} genes",
+            peer="geomloss called twice, squared error",
+        )
+        if not find_spec("geomloss"):
+            rows.append(line(agreement=MISSING))
+            continue
+        torch.manual_seed(0)
+        x0 = torch.rand(sets, cells, GENES, device="cuda" if cuda() else "cpu")
+        predicted = (x0 + 0.1 * torch.randn_like(x0)).requires_grad_()
+
+        def ours(predicted=predicted, x0=x0):
+            value = set_loss(predicted, x0).mean()
+            return value.detach(), *torch.autograd.grad(value, predicted)
+
+        def theirs(predicted=predicted, x0=x0):
+            value = _their_loss(predicted, x0)
+            return value.detach(), *torch.autograd.grad(value, predicted)
+
+        gaps = [relative(a, b) for a, b in zip(ours(), theirs(), strict=True)]
+        ours_ms, peer_ms = turns(ours, theirs)
+        agreement = f"loss {gaps[0]:.0e}, gradient {gaps[1]:.0e} apart"
+        rows.append(line(ours_ms=ours_ms, peer_ms=peer_ms, agreement=agreement))
+    return rows
+
+
+def _their_loss(predicted, x0):
+    """As the authors call geomloss: for the value, and once more for the log, as in their training module."""
+    import torch
+    from geomloss import SamplesLoss
+
+    energy = SamplesLoss("energy", blur=0.05)
+    value = energy(predicted, x0).mean() + (predicted - x0).square().mean()
+    with torch.no_grad():
+        energy(predicted.detach(), x0).tolist()
+    return value
 
 
 def _padded(layer, zeros):

@@ -46,7 +46,7 @@ context_key: str | None = None  # column of the contexts (cell types, lines, rep
 batch_key: str | None = None  # column of the batches or donors; None takes the set's, or none
 control: str | None = None  # the perturbation of the control cells; None finds its usual names
 trainings: list[str] | None = None  # variants of training to run; None runs the tier's {perturbdiff, squares_only, paper_scale, energy_only, set_size_1, set_size_8, controls_shuffled, controls_none, token_attention, sequential_mlp, gene_vectors, less_dropping, unit_input, less_noise}
-samplings: list[str] | None = None  # variants of sampling to run; None runs all {last_start, one_step, guidance_0, guidance_3, controls_permuted, fresh_noise}
+samplings: list[str] | None = None  # variants of sampling to run; None runs all {last_hundred, last_start, one_step, guidance_0, guidance_3, controls_permuted, fresh_noise}
 seeds: list[int] | None = None  # seeds of weights and noise; None takes the tier's [0..1000000]
 genes: int | None = None  # variable genes in the panel, chosen on training cells; None takes the tier's [20..40000]
 steps: int | None = None  # training steps of every network; None takes the tier's [1..10000000]
@@ -125,7 +125,8 @@ titles |= {"split_half": "half of the real cells", "control_cells": "untreated c
 # | controls permuted | only when drawing: the same control cells beside other partners | the text rejects random pairing, the network pairs at random |
 # | attention between tokens | $2m$ tokens of width $D$ for $m$ of width $2D$ | Figure 2 against equation 40 |
 # | MLP after attention | as in a usual block | equations 42 and 43 against the code |
-# | the last steps alone | as many steps as the main sampler takes, the last of the schedule, started with noise of spread 1 | the code's default (100 steps from $t = 99$) against equation 34 |
+# | the last 100 steps alone | 100 steps of 1 000, from $t = 99$, where cells still hold most of their signal, started with noise of spread 1 | the code's default against equation 34 |
+# | the last steps alone | the same with as many steps as the main sampler takes | a shorter end of the schedule |
 # | one step | the network's answer to pure noise | is a chain of answers needed? |
 # | frozen vectors of genes | each cell, noised or control, also brings the sum of its genes' vectors, weighted by its values, through a linear map that starts at zero | "optionally", section B.3; not in the final models. The paper makes them of texts; here they say which genes vary together in training cells ({src}`screpro.tasks.set_diffusion.gene_vectors`) |
 # | covariates dropped less | in one of ten mini-batches, not in half of them | the code; the paper gives no value |

@@ -88,6 +88,7 @@ from screpro.tasks.generation_experiment import (
     FLOOR,
     METHODS,
     Protocol,
+    choose_scldm,
     compare_methods,
     sample_of,
     train_seed,
@@ -318,7 +319,7 @@ facts = {
     "types too small for a spread": ", ".join(k for k, n in sizes.items() if n < 2) or "none",
     "types with FD of deficient rank": ", ".join(k for k, n in sizes.items() if 2 <= n <= 30) or "none",
     "runs": f"seeds {list(protocol.seeds)}; every seed trains anew; "
-    + ("settings of the baselines chosen on validation cells" if protocol.tune else "no setting tuned"),
+    + ("settings chosen on validation cells" if protocol.tune else "no setting tuned"),
 }
 records.facts_table(facts)
 
@@ -333,6 +334,8 @@ records.facts_table(facts)
 # %%
 first_seed = protocol.seeds[0]
 wanted = methods or METHODS
+if "scldm" in wanted:
+    protocol = choose_scldm(run, cells, protocol)
 trained = {}
 if "scldm" in wanted and not run.done(dataset=name, method="scldm", seed=first_seed, metric="fit_generate"):
     model = train_seed(run, cells, protocol, first_seed)

@@ -51,6 +51,7 @@ TRAININGS = {
 """A network each."""
 
 SAMPLINGS = {
+    "last_hundred": Ablation("the last 100 steps alone, as the code", "eq. 34", {"start": "last", "steps": 100}),
     "last_start": Ablation("the last steps alone", "eq. 34", {"start": "last"}),
     "one_step": Ablation("one step", "eq. 34", {"steps": 1}),
     "guidance_0": Ablation("no guidance", "eq. 35", {"weight": 0.0}),
