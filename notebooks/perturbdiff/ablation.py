@@ -363,9 +363,10 @@ counts.set_index(["data set", "variant"])
 # Of the 14 scores, how many have a better or a worse mean than the main model. With one seed these are differences
 # between single trainings.
 #
-# Two things to know before reading the rows. Controls are drawn at random for every cell, so *permuting* them cannot
+# Two things to know when reading the rows. Controls are drawn at random for every cell, so *permuting* them cannot
 # change the distribution of the answers, only that of a cell beside its partner: equal scores say nothing about the
-# network. The paired change could say something, where a column above has it. And where a group has fewer cells than a
+# network. The paired change says something: with its noise kept, a cell moves by less than a tenth of the distance between
+# two samplings when its partner is exchanged. The partner is heard, and matters little. And where a group has fewer cells than a
 # set, as in the simulated atlas at tier `laptop` (24 of 32), a set holds some of them twice, while sets of one or eight
 # cells do not: part of the difference between set sizes may be that.
 #

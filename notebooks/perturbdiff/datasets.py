@@ -547,7 +547,7 @@ wide(ranked, {"size_mmd2_spearman": "rank correlation of abundance and distance"
 
 # %% [markdown]
 # Six contexts with one pair of conditions each, as in the Kang sets, can hardly show a correlation, nor that there is none:
-# by chance alone the rank correlation of six numbers is beyond ±.6 about once in five times.
+# by chance alone the rank correlation of six numbers is ±.6 or beyond about once in four times.
 
 # %% [markdown]
 # ## One list of genes (Table 3)
@@ -651,7 +651,8 @@ shared.rename_axis(columns=None).style.format(whole).hide(axis="index")
 # %% [markdown]
 # ## Verdicts
 #
-# Decision rules were written down before any of these runs ([ledger of claims](../../book/ledger.md)). P16 is decided
+# Decision rules were written down before the first run; what was changed later stands in their text
+# ([ledger of claims](../../book/ledger.md)). P16 is decided
 # by the sets with many perturbations, and in its first half only; the second half and P17 are about three sets that are
 # not at hand, and are not tested.
 

@@ -581,7 +581,7 @@ for each in names:
     group = shown[(shown["set"] == each) & (shown["method"] == "donors")]
     clear = group[group["p"] < 0.05]
     sizes = clear["donor_within"] / clear["donor_between"]
-    text = f"**{each}**: donors differ by more than sampling (p < 0.05) in {len(clear)} of {len(group)} types"
+    text = f"**{each}**: donors differ by more than sampling (p < 0.05) in {len(clear)} of {len(group)} types under a condition"
     if len(clear):
         below = {size: int((sizes < size).sum()) for size in (32, 256)}
         text += f"; sets of 32 cells show it in {below[32]}, sets of 256 in {below[256]} of these"

@@ -354,7 +354,8 @@ wide(shown[shown["metric_variant"] == "fall"], sizes)
 #
 # ## Verdict
 #
-# Decision rules were written down before any of these runs ([ledger of claims](../../book/ledger.md)). Claims are
+# Decision rules were written down before the first run; what was changed later stands in their text
+# ([ledger of claims](../../book/ledger.md)). Claims are
 # decided on recorded runs of tier `laptop` or `paper`, never on tier `ci`.
 #
 # **Are these networks far enough to be ranked?** The R² of mean expression says little about a good network, but one

@@ -429,7 +429,8 @@ all_rows = run.with_recorded()
 itself, pooled = apart(all_rows)  # trained on cells of the study that is scored, and on other studies
 rows = pooled if itself.empty else itself
 alone = "No run without a `pool` is at hand: **everything below is of networks trained on other studies.** "
-Markdown(alone if itself.empty else "")
+if itself.empty:
+    display(Markdown(alone))
 
 # %% [markdown]
 # ### Reconstruction by size (Table 16)
@@ -668,12 +669,11 @@ for variant, said in variants.items():
                 told = f"{TITLES[other]} {gap.difference:+.3f} ± {gap.standard_error:.3f}"
                 gaps.setdefault((gap.dataset, gap.tier), []).append(told)
     lines += [f"- {of_set}, {at}, {said}: {'; '.join(each)}" for (of_set, at), each in gaps.items()]
-Markdown(
+told = (
     "The large auto-encoder against others that were trained, **all on other studies**: mean difference of macro F1 and "
     "its standard error over seeds, positive where the large one is ahead.\n\n" + "\n".join(lines)
-    if lines
-    else ""
 )
+Markdown(told if lines else "The large auto-encoder was not trained on other studies in the runs shown.")
 
 # %% [markdown]
 # Table 16 is not set side by side: with a pool its errors are of other genes and of held-out cells of other studies. No
@@ -696,7 +696,8 @@ wide(alone.assign(metric_variant=alone["metric_variant"].str.removesuffix(" alon
 # %% [markdown]
 # ## Verdict
 #
-# Decision rules were written down before any of these runs ([ledger of claims](../../book/ledger.md)). L14 and L15 rank
+# Decision rules were written down before the first run; what was changed later stands in their text
+# ([ledger of claims](../../book/ledger.md)). L14 and L15 rank
 # pre-trained networks on cells that are not here. No stand-in can decide them, whatever it gives; what their tables say
 # by themselves stands [above](#the-tables-against-the-text).
 
@@ -704,12 +705,12 @@ wide(alone.assign(metric_variant=alone["metric_variant"].str.removesuffix(" alon
 records.verdicts("scldm", ["L13", "L14", "L15"], itself)
 
 # %% [markdown]
-# Three things limit what a verdict on L13 here means for the paper's. The networks see thousands of cells, not
+# Three things limit what a verdict on L13 here means for the paper's. The networks see a thousand cells, not
 # millions, and are stopped after equally many passes: a larger one may gain simply because it learns faster, or lose
 # because it overfits. The paper's Table 11 has one learning rate for all sizes; here each size takes the rate that suits
 # it on validation cells, because a first recording at one rate (0.002) had the large network far behind the medium one
 # and hardly better than one profile for all cells. Part of that was the rate, as the [table of rates](#reconstruction-by-size-table-16)
-# shows; where a size is best at the largest rate of that table, it might gain from more. And every size has the same
+# shows; no size is best at the largest rate tried. And every size has the same
 # number of latents, so the score rewards what the decoder makes of them, not a wider bottleneck.
 
 # %% [markdown]

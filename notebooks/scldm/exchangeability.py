@@ -274,7 +274,7 @@ for title, pair in (("scLDM", tokens), ("a network that counts places", places))
 # %% tags=["hide-output"]
 compare(run, adata.X, protocol, trained=trained)
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"markdown_format": "myst"}
 rows = run.with_recorded()
 digits = rows[rows["metric"] == "digits_of_agreement"]
 titles = {
@@ -330,7 +330,7 @@ number = exch.expressed_genes(parts.test)
 context = int(max(number.max(), exch.expressed_genes(parts.train).max()))
 n_genes = parts.test.shape[1]
 
-# %% tags=["hide-input"] mystnb={"image": {"alt": "Histogram of the number of expressed genes per test cell, with vertical lines at the median, at the largest number, which is the padded length, and at the size of the panel; nearly all cells lie far to the left of the last two."}}
+# %% tags=["hide-input"] mystnb={"image": {"alt": "Histogram of the number of expressed genes per test cell, with vertical lines at the median, at the largest number, which is the padded length, and at the size of the panel, which lies far to the right of all cells."}}
 figure, axes = plt.subplots(figsize=(6, 2.8), layout="constrained")
 axes.hist(number, bins=25, color=PALETTE[0])
 for place, title, style in (
@@ -465,9 +465,15 @@ legend = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lowe
 # between cells:
 
 # %% tags=["hide-input"]
+names_of = {"scldm": "projconcat", "scldm_log1p": "log1p x embedding"}
 live = pd.DataFrame({method: changes(trained[method, seed], cells, seed=seed) for method in MIXINGS})
-live.columns = ["projconcat", "log1p x embedding"]
-live.style.format("{:.2g}").set_caption(f"this run, {SET} test cells at most, seed {seed}")
+display(live.rename(columns=names_of).style.format("{:.2g}").set_caption(f"this run, {SET} test cells at most, seed {seed}"))
+kept = rows[(rows["metric"] == "latent_change") & rows["method"].isin(names_of) & (rows["tier"] != "ci")]
+for (of_set, of_tier), own in kept.groupby(["dataset", "tier"], sort=False):
+    of_seeds = own.pivot_table(
+        index="metric_variant", columns="method", values="value", aggfunc=lambda v: spread(v.mean(), v.std(), 2), sort=False
+    )
+    display(of_seeds.rename(columns=names_of).rename_axis(index=None, columns=None).style.set_caption(f"{of_set}, {of_tier}, mean ± sd over {own['seed'].nunique()} seeds"))
 
 # %% [markdown]
 # A cell whose counts are shuffled between its genes is another cell, and the second network cannot see it.

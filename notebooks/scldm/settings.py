@@ -293,7 +293,7 @@ whole |= {"expressed_genes most": "most"}
 counted = wide.reindex(columns=list(whole)).rename(columns=whole)
 counted["zeros"] = wide["zeros"]
 counted["padding, share of all tokens"] = 1 - wide["expressed_genes mean"] / wide["expressed_genes most"]
-counted["stands in for"] = [stands_in_for(name) for name in counted.index]
+counted["the paper's set"] = [stands_in_for(name) for name in counted.index]
 counted = counted.rename_axis(index="set", columns=None).style.format(dash, subset=list(whole.values()))
 counted.format("{:.1%}", subset=["zeros"]).format("{:.0%}", subset=["padding, share of all tokens"])
 

@@ -47,7 +47,7 @@ def paper_table(paper: str, item: str) -> "pd.DataFrame":
 def _printed(mean: float, deviation: float) -> str:
     if mean != mean:
         return "NaN"
-    return f"{mean:.4g}" if deviation != deviation else f"{mean:.4g} ± {deviation:.4g}"
+    return f"{mean:.10g}" if deviation != deviation else f"{mean:.10g} ± {deviation:.10g}"
 
 
 @dataclass(frozen=True)

@@ -191,30 +191,3 @@ def test_tuning_takes_the_setting_whose_cells_are_nearest(cells, protocol, monke
     values = tried.set_index("metric_variant")["value"]
     assert values["{}"] > 2 * values['{"good": 1}']
     assert "conditional" not in set(rows.loc[rows["method"] == "cfgen_like", "metric_variant"])
-
-
-def test_scldm_chooses_on_cells_set_apart_of_the_training_cells(cells, protocol, monkeypatch):
-    """The best setting of the grid stands in the protocol; one that was tried is not tried again; no file stays."""
-    seen, scored = [], iter([3.0, 1.0, 2.0])
-
-    def remember(inner, *args, **options):
-        seen.append(inner)
-        return train_scldm(inner, *args, **options)
-
-    monkeypatch.setattr(experiment, "train_scldm", remember)
-    monkeypatch.setattr(experiment.scores, "times_ceiling", lambda *_, **__: next(scored))
-    run = records.start("scldm/generation", tier="ci")
-    grid = [{}, {"autoencoder": {"tokens": 3}, "flow": {"steps": 6}}, {"flow": {"steps": 6}}]
-    asked = protocol._replace(grids={"scldm": grid}, tune=True)
-    for _ in range(2):
-        chosen = experiment.choose_scldm(run, cells, asked)
-        assert (chosen.autoencoder.tokens, chosen.flow.steps) == (3, 6)
-        assert chosen._replace(autoencoder=asked.autoencoder, flow=asked.flow) == asked
-    assert len(seen) == len(grid)
-    known = {tuple(row) for row in cells.train.toarray()}
-    for inner in seen:
-        used = [{tuple(row) for row in x.toarray()} for x in (inner.train, inner.test)]
-        assert not used[0] & used[1] and used[0] | used[1] <= known
-    assert not list((run.folder / "checkpoints").glob("*"))
-    untuned = experiment.choose_scldm(run, cells, asked._replace(tune=False))
-    assert untuned.flow == protocol.flow and len(seen) == len(grid)
