@@ -105,6 +105,27 @@ def test_rows_are_matched_by_name(tmp_path):
         assert found.dtype == np.float64
 
 
+@pytest.mark.parametrize(
+    ("key", "width", "kind"),
+    [
+        pytest.param("X_scGPT", 512, np.float32, id="scGPT"),
+        pytest.param("X_uce", 1280, np.float32, id="UCE"),
+        pytest.param("embeddings", 2048, np.float32, id="TranscriptFormer"),
+        pytest.param(None, 896, np.float32, id="Geneformer, its table of cells saved as .npy"),
+        pytest.param(None, 640, np.float16, id="AIDO.Cell, half precision"),
+    ],
+)
+def test_files_of_the_shape_that_pretrained_models_leave(tmp_path, key, width, kind):
+    """Their widths and types, in obsm beside counts or as an array; rows in an order of their own."""
+    values = np.random.default_rng(0).normal(size=(6, width)).astype(kind)
+    if key:
+        path = h5ad(tmp_path, {key: values, "X_umap": VALUES}, x=sp.csr_matrix(np.eye(6, dtype=np.float32)))
+    else:
+        path = npy(tmp_path, values)
+    found = baselines.external(path, cells=NAMES[::-1], key=key)
+    np.testing.assert_array_equal(found, values[::-1].astype(np.float64))
+
+
 def test_index_and_key_may_be_named(tmp_path):
     path, other = npy(tmp_path, names=NAMES[::-1]), tmp_path / "names.txt"
     other.write_text("\n".join(NAMES))
