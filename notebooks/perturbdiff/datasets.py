@@ -120,7 +120,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from screpro import data, records
 from screpro.data.heldout import read_split, splits_dir
-from screpro.data.vocabulary import expand, merge_then_select
+from screpro.data.vocabulary import merge_then_select
 from screpro.plots import PALETTE, use_style
 from screpro.records.tables import spread
 from screpro.tasks import perturbation_statistics as statistics
@@ -291,7 +291,8 @@ axes.tick_params(axis="y", length=0, labelsize=8)
 
 # %% tags=["hide-input"]
 table = wide(rows[rows["metric"] == "non_zero_genes"], {"non_zero_genes": "non-zero genes of a cell, median"})
-table["share, mean"] = wide(rows[rows["metric"] == "non_zero_share"], {"non_zero_share": "share"}, 3)["share"]
+share = rows[(rows["metric"] == "non_zero_share") & (rows["method"] == "cells")]
+table["share, mean"] = wide(share, {"non_zero_share": "share"}, 3)["share"]
 table
 
 # %% [markdown]
@@ -583,25 +584,10 @@ else:
     sources = {name: training(name, splits.get(name)) for name in included}
     groups, chosen = {"kang": ["kang_9k", "kang_1k"]}, 2000  # one experiment, two extracts: merged first
 vocabulary = merge_then_select(sources, n_genes=chosen, groups=groups)
-experiment.add_vocabulary(run, vocabulary)
+experiment.add_vocabulary(run, vocabulary, sources)
 print(f"{len(vocabulary.genes)} genes in the union of {len(vocabulary.groups)} groups")
 
 # %% tags=["hide-input"]
-def filled(names):
-    """Share of entries that are not zero: on own variable genes, the vocabulary, and what is measured of it."""
-    group = names[0] if len(names) == 1 else "kang"
-    entries = measured = own = n = 0
-    for source in names:
-        counts, measured_genes = sources[source]
-        wide_counts = expand(counts, measured_genes, vocabulary)
-        entries += wide_counts.nnz
-        measured += counts.shape[0] * int((vocabulary.columns[source] >= 0).sum())
-        selected = np.isin(vocabulary.genes, vocabulary.selected[group])
-        own += wide_counts[:, selected].nnz
-        n += counts.shape[0]
-    return own / (n * len(vocabulary.selected[group])), entries / (n * len(vocabulary.genes)), entries / measured
-
-
 def by_all(group):
     """Variable genes of a group that every one of its sources measures."""
     return len(set(vocabulary.selected[group]).intersection(*(sources[name][1] for name in vocabulary.groups[group])))
@@ -615,13 +601,6 @@ table = pd.DataFrame(
             "of them measured by all its sources": by_all(group),
             "shared with the vocabulary": vocabulary.shared(group),
             "share of it": f"{vocabulary.shared(group) / len(vocabulary.genes):.1%}",
-            **dict(
-                zip(
-                    ("non-zero: own genes", "the vocabulary", "what is measured of it"),
-                    (f"{value:.1%}" for value in filled(members)),
-                    strict=True,
-                )
-            ),
         }
         for group, members in vocabulary.groups.items()
     }
@@ -629,23 +608,29 @@ table = pd.DataFrame(
 table.T
 
 # %% [markdown]
-# The vocabulary of every run, this one's and recorded ones, and how much of it each group of sources measures:
+# The vocabulary of every run, this one's and recorded ones: how much of it each group of sources measures, and the share
+# of entries that are not zero, on the group's own variable genes, on the vocabulary and on what is measured of it
+# (Figure 10 (b)):
 
 # %% tags=["hide-input"]
-shared = run.with_recorded().query("item == 'Table 3'")
-shared = shared.pivot_table(index=["tier", "n_genes", "dataset"], columns="metric", values="value", sort=False)
-shared = shared.reset_index().rename(
-    columns={
-        "n_genes": "genes in the vocabulary", "dataset": "source", "shared_genes": "measured", "shared_ratio": "share of it"
-    }
-)  # fmt: skip
-whole = {"genes in the vocabulary": "{:.0f}", "measured": "{:.0f}", "share of it": "{:.1%}"}
-shared.rename_axis(columns=None).style.format(whole).hide(axis="index")
+shared = run.with_recorded().query("method == 'vocabulary'")
+shared = shared.assign(number=shared["metric"].where(shared["metric_variant"] == "", shared["metric_variant"]))
+shared = shared.pivot_table(index=["tier", "n_genes", "dataset"], columns="number", values="value", sort=False)
+heads = {
+    "n_genes": "genes in the vocabulary", "dataset": "source", "shared_genes": "measured", "shared_ratio": "share of it",
+    "own variable genes": "non-zero: own variable genes", "vocabulary": "non-zero: the vocabulary",
+    "measured": "non-zero: what is measured of it",
+}  # fmt: skip
+shared = shared.reset_index().reindex(columns=["tier", *heads]).rename(columns=heads)
+whole = dict.fromkeys(["genes in the vocabulary", "measured"], "{:.0f}")
+shares = dict.fromkeys([head for head in shared if "share" in head or "non-zero" in head], "{:.1%}")
+shared.rename_axis(columns=None).style.format(whole | shares, na_rep="–").hide(axis="index")
 
 # %% [markdown]
 # A set with few genes looks sparse on the vocabulary for two reasons that a network cannot tell apart: zeros, and genes
-# that were never measured. The last column counts the former alone. Merging has the same trap: a gene that one of the
-# merged sources lacks is zero in all of its cells, and looks variable for that reason; the third column says how many
+# that were never measured. The last column counts the former alone. (`norman_k562` has 500 genes here, half of them without
+# a count in any cell: they are among those that count as measured.) Merging has the same trap: a gene that one of the
+# merged sources lacks is zero in all of its cells, and looks variable for that reason; the third column of the first table says how many
 # of a group's variable genes all of its sources measure. The paper does not say what was done about it.
 
 # %% [markdown]

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 from anndata import AnnData
 
 from screpro.data.heldout import HeldOut, Roles, cell_roles
 from screpro.data.populations import ONE, Populations, populations
-from screpro.data.vocabulary import Vocabulary
+from screpro.data.vocabulary import Vocabulary, expand
 from screpro.metrics.distances import median_distance
 from screpro.records import Run
 from screpro.tasks import perturbation_statistics as statistics
@@ -26,6 +27,7 @@ __all__ = [
     "add_split",
     "add_vocabulary",
     "measure",
+    "non_zero_shares",
     "prepare",
     "simulated_screen",
     "with_nulls",
@@ -277,10 +279,33 @@ def add_split(run: Run, adata: AnnData, split: HeldOut, *, dataset: str, ignore_
     return roles
 
 
-def add_vocabulary(run: Run, vocabulary: Vocabulary) -> None:
-    """Rows of Table 3: genes of the vocabulary that every group of sources measures."""
+def add_vocabulary(
+    run: Run, vocabulary: Vocabulary, sources: Mapping[str, tuple[sp.csr_matrix, Sequence[str]]]
+) -> None:
+    """Rows of Table 3 and of Figure 10 (b): what every group of sources measures of the vocabulary, and how full it is.
+
+    `sources` is what the vocabulary was made from: counts (n, G_source) and names of the genes.
+    """
     for name in vocabulary.groups:
-        row = {"item": "Table 3", "dataset": Path(name).stem, "split": "all", "method": "vocabulary"}
+        row = {"dataset": Path(name).stem, "split": "all", "method": "vocabulary"}
         row |= {"n_genes": len(vocabulary.genes), "direction": "higher"}
-        run.add(**row, metric="shared_genes", value=vocabulary.shared(name))
-        run.add(**row, metric="shared_ratio", value=vocabulary.shared(name) / len(vocabulary.genes))
+        run.add(**row, item="Table 3", metric="shared_genes", value=vocabulary.shared(name))
+        run.add(**row, item="Table 3", metric="shared_ratio", value=vocabulary.shared(name) / len(vocabulary.genes))
+        for variant, share in non_zero_shares(vocabulary, name, sources).items():
+            run.add(**row, item="Figure 10", metric="non_zero_share", metric_variant=variant, value=share)
+
+
+def non_zero_shares(
+    vocabulary: Vocabulary, group: str, sources: Mapping[str, tuple[sp.csr_matrix, Sequence[str]]]
+) -> dict[str, float]:
+    """Share of a group's entries that are not zero: on its own variable genes, the vocabulary, the measured part of it."""
+    selected = np.isin(vocabulary.genes, vocabulary.selected[group])
+    filled = np.zeros(3)
+    entries = np.zeros(3)
+    for source in vocabulary.groups[group]:
+        counts, genes = sources[source]
+        wide = expand(counts, genes, vocabulary)
+        measured = int((vocabulary.columns[source] >= 0).sum())
+        filled += wide[:, selected].count_nonzero(), wide.count_nonzero(), wide.count_nonzero()
+        entries += counts.shape[0] * np.array([selected.sum(), len(vocabulary.genes), measured])
+    return dict(zip(("own variable genes", "vocabulary", "measured"), (filled / entries).tolist(), strict=True))

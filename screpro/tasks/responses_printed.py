@@ -24,8 +24,13 @@ CALLED = ("DEOver", "DEPrec", "DirAgr", "LFCSpear", "AUPRC", "AUROC", "ES")
 
 PDS = ("PDSL1", "PDSL2", "PDScos")
 
+ERRORS = ("MSE", "MAE")
+
 NEARLY_ALL = 0.9
 """Share of the scores from which on "nearly all" is granted."""
+
+COMPARABLE = 1.1
+"""Times the other's error, or its complement of a score whose best value is 1, up to which "comparable" is granted."""
 
 
 def merits(values: "pd.DataFrame", dataset: str) -> "pd.DataFrame":
@@ -116,10 +121,34 @@ def statements(values: "pd.DataFrame") -> "pd.DataFrame":
     near = (mean - 0.5).abs() < 0.02
     say("Mean is near chance on AUPRC and AUROC", "Tahoe100M", counted, bool(near.all()))
     for where in dict.fromkeys(values["dataset"]):
+        found = {m: -_best(values, where, baselines, m) for m in ERRORS}
+        times = {m: -merits(values, where).loc[SCRATCH, m] / found[m] for m in ERRORS}
+        counted = "; ".join(f"{m} {times[m]:.2g} times the best baseline's" for m in ERRORS)
+        say("Scratch has errors comparable to or better than strong baselines", where, counted,
+            max(times.values()) <= COMPARABLE)  # fmt: skip
+    table = merits(values, "PBMC")
+    found = {m: table.loc[FINETUNED, m] / table.loc[SCRATCH, m] for m in ERRORS}
+    found |= {m: (1 - table.loc[FINETUNED, m]) / (1 - table.loc[SCRATCH, m]) for m in ("R2", "PDCorr")}
+    counted = "; ".join(f"{m if m in ERRORS else f'1 - {m}'} {times:.2g} times Scratch's" for m, times in found.items())
+    say("Finetuned remains comparable to Scratch on average expression", "PBMC", counted,
+        max(found.values()) <= COMPARABLE)  # fmt: skip
+    for where in dict.fromkeys(values["dataset"]):
+        table = merits(values, where).loc[[SCRATCH, *baselines]]
+        last = (table == table.min()).sum(axis=1).drop(list(MEANS[1:]))
+        worst = list(last.sort_values(ascending=False).index[:2])
+        counted = ", ".join(f"{method} on {last[method]}" for method in last.index if last[method])
+        say("Squidiff and CellFlow are the weakest, last on several scores", where, f"last: {counted}",
+            set(worst) == {"Squidiff", "CellFlow"})  # fmt: skip
+    for where in dict.fromkeys(values["dataset"]):
         wins, losses = ahead(values, where, MEAN, MEANS[1:])
         counted = f"ahead of all three variants on {len(wins)}; a variant is better on {len(losses)}"
         say("Mean per perturbation is the best of the means", where, counted, len(wins) > len(losses))
     return pd.DataFrame(rows)
+
+
+def _best(values: "pd.DataFrame", dataset: str, methods: Sequence[str], metric: str) -> float:
+    """The best printed value of some methods, turned so that larger is better."""
+    return float(merits(values, dataset).loc[list(methods), metric].max())
 
 
 def oddities(values: "pd.DataFrame") -> "pd.DataFrame":

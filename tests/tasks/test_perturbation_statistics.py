@@ -6,6 +6,7 @@ import scipy.sparse as sp
 
 from screpro import records
 from screpro.data.heldout import HeldOut
+from screpro.data.vocabulary import merge_then_select
 from screpro.errors import ScreproError
 from screpro.kernels.mmd import rbf_mmd2
 from screpro.metrics.distances import energy_distance_u
@@ -200,3 +201,23 @@ def test_split_rows(adata):
     rows = run.frame().set_index("metric_variant")["value"]
     assert rows.sum() == adata.n_obs
     assert rows["test"] == ((adata.obs["perturbation"] == names[1]) & (adata.obs["context"] == "context 0")).sum()
+
+
+def test_share_of_entries_that_are_not_zero_on_a_vocabulary():
+    """Two sources of one group, merged: counted by hand on its own genes, on all, and on what each source measures."""
+    sources = {
+        "a": (sp.csr_matrix([[5.0, 0.0], [0.0, 0.0], [9.0, 0.0]]), ["x", "y"]),
+        "b": (sp.csr_matrix([[7.0, 1.0], [0.0, 3.0]]), ["x", "z"]),
+        "c": (sp.csr_matrix([[1.0, 0.0], [4.0, 2.0]]), ["v", "w"]),
+    }
+    vocabulary = merge_then_select(sources, n_genes=2, groups={"both": ["a", "b"]})
+    assert set(vocabulary.groups) == {"both", "c"}
+    shares = experiment.non_zero_shares(vocabulary, "both", sources)
+    own = set(vocabulary.selected["both"])
+    filled = sum({"x": 3, "y": 0, "z": 2}[gene] for gene in own)
+    kept = {gene for gene in "xyz" if gene in vocabulary.genes}
+    entries = {"x": 5, "y": 3, "z": 2}  # cells of the sources that measure a gene
+    total = sum({"x": 3, "y": 0, "z": 2}[gene] for gene in kept)
+    assert shares["own variable genes"] == pytest.approx(filled / (5 * len(own)))
+    assert shares["vocabulary"] == pytest.approx(total / (5 * len(vocabulary.genes)))
+    assert shares["measured"] == pytest.approx(total / sum(entries[gene] for gene in kept))

@@ -50,12 +50,19 @@ def test_statements_follow_from_the_numbers_alone(values):
     found = printed.statements(values)
     every = found[found["statement"].str.startswith("Scratch outperforms")].set_index("data")["borne out"]
     assert every.to_dict() == {"PBMC": "no", "Tahoe100M": "no"}
+    errors = found[found["statement"].str.startswith("Scratch has errors")].set_index("data")
+    # .0147 beside the .0064 of STATE
+    assert errors.loc["Replogle", "Table 4"].startswith("MSE 2.3 times") and set(errors["borne out"]) == {"no"}
+    weakest = found[found["statement"].str.startswith("Squidiff and CellFlow")]
+    assert weakest["borne out"].tolist() == ["yes"] * 3
     better = values.copy()
     best = better["direction"].map({"higher": 2.0, "lower": -1.0})
     better["mean"] = better["mean"].where(better["method"] != "PerturbDiff (Scratch)", best)
     found = printed.statements(better)
     every = found[found["statement"].str.startswith("Scratch outperforms")].set_index("data")["borne out"]
     assert every.to_dict() == {"PBMC": "yes", "Tahoe100M": "yes"}
+    errors = found[found["statement"].str.startswith("Scratch has errors")]
+    assert set(errors["borne out"]) == {"yes"}
     assert found.set_index("statement").loc["Linear achieves competitive results", "borne out"] == "no"
 
 
