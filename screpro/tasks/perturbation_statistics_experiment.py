@@ -298,7 +298,7 @@ def add_vocabulary(
 def non_zero_shares(
     vocabulary: Vocabulary, group: str, sources: Mapping[str, tuple[sp.csr_matrix, Sequence[str]]]
 ) -> dict[str, float]:
-    """Share of a group's entries that are not zero: on its own variable genes, the vocabulary, the measured part of it."""
+    """Share of a group's entries that are not zero: on its own variable genes, the vocabulary, its measured part."""
     selected = np.isin(vocabulary.genes, vocabulary.selected[group])
     filled = np.zeros(3)
     entries = np.zeros(3)
