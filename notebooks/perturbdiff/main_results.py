@@ -1133,7 +1133,7 @@ records.verdicts("perturbdiff", [*(f"P{number}" for number in range(1, 9)), "P19
 # | R² | one number for all cells | the same | the same |
 # | win rate | ties count as wins | not in the repository | both counts |
 # | references | four means | one mean | these, control cells plain and shifted, halves of real cells, floors |
-# | null test, realism | none | none | beside every score |
+# | null test, realism | none | none | for every method, in tables of their own |
 # | values that no count gives | not said | PerturbDiff's below 1e-4 of a scaled value are 0 | the same; every answer scored [without them](perturbdiff-main-zeros) too |
 # | spread | none | one seed | over trainings |
 

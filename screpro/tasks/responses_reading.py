@@ -142,13 +142,15 @@ class Reach(NamedTuple):
     tier: str
     r2: float
     spread: float  # standard deviation over trainings, NaN for one
+    runs: int  # trainings
     untreated: float
     borrowed: bool  # the value of untreated cells is another page's
 
     @property
     def behind(self) -> bool:
-        """Whether untreated cells, as they are, would be a better answer."""
-        return self.r2 < self.untreated
+        """Whether untreated cells would be a better answer, by more than the standard error if there is one."""
+        error = self.spread / math.sqrt(self.runs) if self.runs > 1 else 0.0
+        return self.r2 + error < self.untreated
 
 
 def reach(
@@ -183,7 +185,7 @@ def reach(
             value = source[(source[list(here)] == list(here.values())).all(axis=1)]["value"].mean()
             if value == value:
                 mean, spread = float(part["value"].mean()), float(part["value"].std())
-                found.append(Reach(dataset, tier, mean, spread, float(value), borrowed))
+                found.append(Reach(dataset, tier, mean, spread, len(part), float(value), borrowed))
                 break
     return found
 

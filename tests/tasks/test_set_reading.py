@@ -93,6 +93,16 @@ def test_a_network_behind_untreated_cells_is_said_to_be(own_reference):
     ]
 
 
+def test_a_network_within_the_error_of_its_trainings_is_not_behind():
+    """.95 +- .04 over four trainings has a standard error of .02: not behind .96, behind .98."""
+    values = [0.91, 0.99, 0.91, 0.99]
+    for untreated, behind in ((0.96, False), (0.98, True)):
+        rows = [row("model", value, seed, metric="r2_of_means") for seed, value in enumerate(values)]
+        rows.append(row("control_cells", untreated, None, metric="r2_of_means"))
+        (found,) = reach(to_frame(rows), "model")
+        assert (found.runs, found.behind) == (4, behind)
+
+
 def test_the_conclusion_names_who_is_behind_and_where():
     rows = [row("near", 0.9, metric="r2_of_means"), row("far", 0.5, metric="r2_of_means")]
     rows = to_frame([*rows, row("control_cells", 0.8, None, metric="r2_of_means")])
