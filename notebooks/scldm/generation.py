@@ -312,7 +312,7 @@ sizes = class_sizes(cells.test_labels, cells.types)
 facts = {
     "data": adata.uns["source"],
     "training, test cells": f"{len(cells.train_labels)}, {len(cells.test_labels)} (split {split})",
-    "left out": f"{cells.left_out} cells without a count in the panel, or of a type without training cells",
+    "left out": f"{cells.left_out} cells without a type, without a count in the panel, or of a type without training cells",
     "genes": f"{n_genes} modelled, {protocol.n_variable} of them scored as variable",
     "test cells by type": ", ".join(f"{k} {n}" for k, n in sizes.items()),
     "types too small for a spread": ", ".join(k for k, n in sizes.items() if n < 2) or "none",
@@ -327,8 +327,8 @@ records.facts_table(facts)
 # and the others are drawn at random among those seen in at least 1 % of the cells. So "all genes" holds what it holds
 # in the paper: many genes that are zero nearly everywhere.
 #
-# In the recorded runs of `kang_1k` cells without a published type count as one more type, "unassigned", though they are a
-# mixture of types.
+# Cells without a type are left out. The recorded runs of `kang_1k` are of before that: there they count as one more type,
+# "unassigned", though they are a mixture of types.
 
 # %% [markdown]
 # ## One model, step by step

@@ -9,7 +9,7 @@ import pandas as pd
 
 from screpro.data.validate import is_missing, plain_name
 
-__all__ = ["Column", "controls_among", "gene_names", "group_column"]
+__all__ = ["Column", "controls_among", "gene_names", "group_column", "is_unlabelled"]
 
 MOST_CLASSES = 200
 
@@ -22,10 +22,16 @@ ROLES = {
     r"|^dataset|origident|method|protocol",
 }
 MEASURE = r"^n(counts?|genes?|umis?|cells)|count|total|umi|pct|percent|frac|score|size|doublet|^log|mito|time$"
+NO_LABEL = ("", "nan", "none", "unassigned", "unknown", "unlabelled")
 CONTROL = (
     r"(ctrl|ctl|controls?|nt|ntc|non[ _-]?targeting|scrambled?|vehicle|dmso(_tf 0\.0)?|pbs|mock|baseline|none|wt"
     r"|wild[ _-]?type|un(stim|treat|perturb|infect)\w*|healthy|normal|safe[ _-]?harbou?r|aavs1)"
 )
+
+
+def is_unlabelled(labels: Iterable[object]) -> np.ndarray:
+    """Which labels (n,) say that a cell has none: a class of such cells would be a mixture of the others."""
+    return np.isin(np.char.lower(np.asarray(list(labels)).astype(str)), NO_LABEL)
 
 
 def controls_among(names: Iterable[str], control: str | None = None) -> list[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from screpro.data.columns import is_unlabelled
 from screpro.data.preprocess import variable_panel
 from screpro.data.splits import cell_split
 from screpro.errors import ScreproError
@@ -40,9 +41,6 @@ __all__ = [
     "principal_components",
     "score_groups",
 ]
-
-UNKNOWN = {"unknown", "unassigned", "nan", "none", ""}
-"""What a column holds where a donor, tissue or label is not known; case does not matter."""
 
 LARGEST_SCORED = 0.75
 """Where more than this share of the cells could be scored, half of the cells are kept for training the networks."""
@@ -129,8 +127,7 @@ def prepare(
     counts = sp.csr_matrix(adata.X, dtype=np.float32)
     target = _column(adata, target_key, "target_key")
     group = np.full(len(target), "all", dtype=object) if group_key is None else _column(adata, group_key, "group_key")
-    known = ~np.isin(np.char.lower(target.astype(str)), list(UNKNOWN))
-    known &= ~np.isin(np.char.lower(group.astype(str)), list(UNKNOWN))
+    known = ~(is_unlabelled(target) | is_unlabelled(group))
     rng, smallest = np.random.default_rng(split), max(min_cells, 5)
     scored = _eligible(group, target, known, smallest)
     halved = bool(scored.mean() > LARGEST_SCORED)

@@ -17,6 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+from screpro.data.columns import is_unlabelled
 from screpro.data.preprocess import log_cp10k
 from screpro.data.splits import cell_split
 from screpro.data.validate import check_labels
@@ -73,13 +74,13 @@ class GenerationCells(NamedTuple):
     test_labels: np.ndarray  # (m,)
     types: list[str]  # name of each code
     genes: list[str]  # (G,)
-    left_out: int  # cells without a count in the panel, and test cells of a type without training cells
+    left_out: int  # cells without a type or a count in the panel, and test cells of a type without training cells
 
 
 def generation_cells(
     adata: AnnData, *, split: int, test: float, panel: int | None = None, variable: float = 0.5
 ) -> GenerationCells:
-    """Split cells at random and choose the genes to model on the training cells.
+    """Split cells at random and choose the genes to model on the training cells. Cells without a type are left out.
 
     Parameters
     ----------
@@ -102,6 +103,7 @@ def generation_cells(
         No labels, or a panel of fewer than two genes.
     """
     check_labels(adata.obs, "cell_type")
+    n_cells, adata = adata.n_obs, adata[~is_unlabelled(adata.obs["cell_type"])]
     if panel is not None and panel < 2:
         raise ScreproError("A panel has at least two genes.", got=panel, fix="ask for more genes, or None for all")
     counts = sp.csr_matrix(adata.X, dtype=np.float32)
@@ -122,7 +124,7 @@ def generation_cells(
         test_labels=labels[kept["test"]],
         types=list(column.categories),
         genes=[str(adata.var_names[g]) for g in genes],
-        left_out=adata.n_obs - len(kept["train"]) - len(kept["test"]),
+        left_out=n_cells - len(kept["train"]) - len(kept["test"]),
     )
 
 

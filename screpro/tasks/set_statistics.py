@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from screpro import data
+from screpro.data.columns import is_unlabelled
 from screpro.errors import ScreproError
 from screpro.tasks.presets import DATASETS, FEW_SHOT, FewShotFacts
 
@@ -19,9 +20,6 @@ HERE = ("embedded", "in SCREPRO_DATA", "cached")
 """Answers of ``data.available`` that need no download."""
 
 CONDITIONS = ("perturbation", "condition")
-
-UNLABELLED = ("", "nan", "unknown", "unassigned")
-"""Values that say that a cell has no label."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def _classes(obs: "pd.DataFrame", column: str) -> "pd.Series":
     if column not in obs:
         return pd.Series(dtype=int)
     counts = obs[column].dropna().astype(str).value_counts()
-    return counts[(counts > 0) & ~counts.index.str.lower().isin(UNLABELLED)]
+    return counts[(counts > 0) & ~is_unlabelled(counts.index)]
 
 
 def reason_not_here(name: str) -> str | None:

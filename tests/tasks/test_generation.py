@@ -69,6 +69,21 @@ def test_types_without_training_cells_are_left_out(adata):
     assert "z" not in {found.types[k] for k in found.test_labels}
 
 
+def test_cells_without_a_type_are_left_out(adata):
+    """Whatever such a type is called; the others are split as if those had never been there."""
+    changed = adata[np.repeat(np.arange(160), 2)]
+    types = changed.obs["cell_type"].astype(str).to_numpy().copy()
+    types[1::2] = np.resize(["Unassigned", "unknown", "nan", ""], 160)
+    changed = ad.AnnData(changed.X, obs=pd.DataFrame({"cell_type": types}), var=adata.var)
+    with pytest.raises(ScreproError):  # an empty label is an error before that
+        task.generation_cells(changed, split=0, test=0.3)
+    changed.obs["cell_type"] = np.where(np.isin(types, ["nan", ""]), "unassigned", types)
+    found, alone = (task.generation_cells(own, split=0, test=0.3) for own in (changed, adata))
+    assert found.left_out == 160 and found.types == alone.types
+    np.testing.assert_array_equal(found.test.toarray(), alone.test.toarray())
+    np.testing.assert_array_equal(found.train_labels, alone.train_labels)
+
+
 def test_the_test_cells_themselves_score_best(cells, reference):
     x = log_cp10k(cells.test)
     np.testing.assert_allclose(reference.points(x), reference.fitted.scores, atol=1e-9)
