@@ -463,7 +463,12 @@ Markdown(head + "\n".join(lines))
 # The same distances between halves: cells of each method, and the other half of the real cells, against one half of the
 # real cells. The second row is no method: the held-out cells themselves, encoded and decoded by scLDM's auto-encoder,
 # one draw each. A flow that knew the law of their latents would get about that, so where it is far from the ceiling, the
-# auto-encoder is what has to become better. A dash: not run, or the score was not recorded.
+# auto-encoder is what has to become better. A dash: not run, or the score was not recorded. *Context mean* takes a second
+# perturbation of the type, which `kang_9k` has not.
+#
+# The other half is as noisy as an answer with so few cells must be. Where a score asks for means or for the order of small
+# effects, an answer that is made from more cells, or from none, can be ahead of it: the ceiling is one of distances between
+# crowds.
 
 # %% tags=["hide-input"] mystnb={"image": {"alt": "MMD squared between one half of the real cells and as many cells of each method, one panel per data set: a dot per seed, a bar at the mean; the other half of the real cells stands last and marks what a perfect model gets. The same numbers stand in the table below."}}
 halves = heaviest(rows[rows["metric_variant"] == "halves"])
