@@ -581,7 +581,9 @@ for each in names:
     group = shown[(shown["set"] == each) & (shown["method"] == "donors")]
     clear = group[group["p"] < 0.05]
     sizes = clear["donor_within"] / clear["donor_between"]
+    thinned = shown[(shown["set"] == each) & (shown["method"] == "donors, equal depth")]
     text = f"**{each}**: donors differ by more than sampling (p < 0.05) in {len(clear)} of {len(group)} types under a condition"
+    text += f" ({(thinned['p'] < 0.05).sum()} at equal depth)" if len(thinned) else ""
     if len(clear):
         below = {size: int((sizes < size).sum()) for size in (32, 256)}
         text += f"; sets of 32 cells show it in {below[32]}, sets of 256 in {below[256]} of these"
