@@ -142,7 +142,7 @@ tiers = {  # training at medium size, genes, seeds, steps of the sampler
     "ci": (
         SetDiffusionSettings(layers=2, heads=4, set_size=16, steps=120, warmup_steps=20), 100, [0], 10
     ),
-    "laptop": (SetDiffusionSettings(layers=2, heads=4, steps=1200, warmup_steps=100), 200, [0, 1, 2], 20),
+    "laptop": (SetDiffusionSettings(layers=2, heads=4, steps=6000, warmup_steps=100), 200, [0, 1, 2], 20),
     "paper": (
         SetDiffusionSettings(layers=8, heads=8, set_size=256, sets=8, steps=20_000, learning_rate=2e-4), 2000, [0, 1, 2], 100
     ),
