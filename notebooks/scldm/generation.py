@@ -844,7 +844,8 @@ None if len(both) else Markdown("Not run at this tier, and no run of a heavier t
 # settings train up to thirteen times as long as the first, some in smaller batches. scLDM has one setting for all data
 # sets. Its 72 passes in batches of 16 were set after recorded runs with fewer, and trials of the first seed that looked
 # at the same test cells. Its flow has 18 000 steps: on the validation cells of `pbmc_facs_zheng`, first seed, its cells
-# were 1.34 times as far as real ones with 6 000 and 1.27 times with 18 000. The first row of each method is its starting point, the chosen setting is in
+# were 1.34 times as far as real ones with 6 000 and 1.27 times with 18 000. Recorded so is `mca_gut`; the other two sets are
+# of runs with 6 000. The first row of each method is its starting point, the chosen setting is in
 # bold.
 
 # %% tags=["hide-input"]
