@@ -378,7 +378,7 @@ counts.set_index(["data set", "variant"])
 #
 # **Where sampling starts.** The authors' code begins 100 steps before the end, where the network knows noise with a standard
 # deviation of .3 on cells that are nearly whole, and gives it nothing but noise of 1. On the atlas that is behind the chain over
-# the whole schedule (PDCorr .64 ± .05 against .73 ± .02, AUROC .67 ± .08 against .72 ± .04), on `papalexi_thp1` the two are
+# the whole schedule (PDCorr .64 ± .05 against .73 ± .02, AUROC .67 ± .08 against .72 ± .04; tier `laptop`, three seeds), on `papalexi_thp1` the two are
 # alike. One step alone is ahead of both on the atlas.
 #
 # **Vectors of genes.** The entrance of a cell is linear in all of its genes already. A weighted sum of frozen vectors is

@@ -984,8 +984,8 @@ Markdown("\n".join(lines))
 # **Longer training** is no repair, but moved more than most. With 3 000 steps on the atlas and 2 500 on the real sets, the
 # lengths of other recordings, the faithful version was far from its end: with 9 000 its cells are closer to the
 # validation cells of both sets that have some. Closer cells need not call the right genes: on the atlas every score gains, but on
-# `papalexi_thp1` its AUROC falls from .718 to .623 and its false calls rise from .236 to .459, and on `kang_1k` PDCorr falls from
-# .948 to .918 while R² of means rises. The repaired version gains on the atlas, and takes a third of the steps on
+# `papalexi_thp1` its AUROC falls from .718 ± .026 to .623 ± .038 and its false calls rise from .236 ± .058 to .459 ± .016, and on
+# `kang_1k` PDCorr falls from .948 ± .009 to .918 ± .018 while R² of means rises (tier `laptop`, three seeds). The repaired version gains on the atlas, and takes a third of the steps on
 # `papalexi_thp1` ([table of settings](perturbdiff-main-tuning)).
 #
 # **P1 is supported by little.** With 3 000 steps it is contradicted. And the setting of the STATE-like network matters: the one

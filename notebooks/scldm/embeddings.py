@@ -676,8 +676,8 @@ told = (
 Markdown(told if lines else "The large auto-encoder was not trained on other studies in the runs shown.")
 
 # %% [markdown]
-# On `kang_9k` components of other studies' cells are ahead of every network trained on them (macro F1 .909 against .761 to
-# .866, with a penalty .983 against .809 to .955), and the genes themselves (.989) of both: three small studies teach a
+# On `kang_9k` (tier `laptop`) components of other studies' cells are ahead of every network trained on them (macro F1 .909
+# against means of three seeds from .761 ± .034 to .866 ± .021, with a penalty .983 against .809 ± .048 to .955 ± .015), and the genes themselves (.989) of both: three small studies teach a
 # network less about these cells than the panel holds.
 #
 # Table 16 is not set side by side: with a pool its errors are of other genes and of held-out cells of other studies. No

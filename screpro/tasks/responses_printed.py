@@ -121,11 +121,11 @@ def statements(values: "pd.DataFrame") -> "pd.DataFrame":
     near = (mean - 0.5).abs() < 0.02
     say("Mean is near chance on AUPRC and AUROC", "Tahoe100M", counted, bool(near.all()))
     for where in dict.fromkeys(values["dataset"]):
-        found = {m: -_best(values, where, baselines, m) for m in ERRORS}
-        times = {m: -merits(values, where).loc[SCRATCH, m] / found[m] for m in ERRORS}
+        table = merits(values, where)[list(ERRORS)]
+        times = table.loc[SCRATCH] / table.loc[baselines].max()
         counted = "; ".join(f"{m} {times[m]:.2g} times the best baseline's" for m in ERRORS)
         say("Scratch has errors comparable to or better than strong baselines", where, counted,
-            max(times.values()) <= COMPARABLE)  # fmt: skip
+            times.max() <= COMPARABLE)  # fmt: skip
     table = merits(values, "PBMC")
     found = {m: table.loc[FINETUNED, m] / table.loc[SCRATCH, m] for m in ERRORS}
     found |= {m: (1 - table.loc[FINETUNED, m]) / (1 - table.loc[SCRATCH, m]) for m in ("R2", "PDCorr")}
@@ -144,11 +144,6 @@ def statements(values: "pd.DataFrame") -> "pd.DataFrame":
         counted = f"ahead of all three variants on {len(wins)}; a variant is better on {len(losses)}"
         say("Mean per perturbation is the best of the means", where, counted, len(wins) > len(losses))
     return pd.DataFrame(rows)
-
-
-def _best(values: "pd.DataFrame", dataset: str, methods: Sequence[str], metric: str) -> float:
-    """The best printed value of some methods, turned so that larger is better."""
-    return float(merits(values, dataset).loc[list(methods), metric].max())
 
 
 def oddities(values: "pd.DataFrame") -> "pd.DataFrame":
